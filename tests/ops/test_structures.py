@@ -1,0 +1,175 @@
+"""RLEMasks through everything in MMDetection that takes a result, beside the bool tensor it stands for."""
+
+import pickle
+
+import mmcv
+import numpy as np
+import pycocotools.mask
+import pytest
+import torch
+from mmdet.apis import DetInferencer
+from mmdet.engine.hooks import DetVisualizationHook
+from mmdet.evaluation import CocoMetric, DumpDetResults
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import mask2bbox
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.structures import InstanceData
+
+from embedmask_mmdet.structures import RLEMasks
+
+H, W = 40, 56
+
+
+def encode(masks):
+    return [pycocotools.mask.encode(np.asfortranarray(mask.numpy().view(np.uint8))) for mask in masks]
+
+
+def boxes_and_masks(count):
+    bboxes = torch.tensor([[4.0 * i, 3.0 * i, 4.0 * i + 20, 3.0 * i + 15] for i in range(count)]).reshape(-1, 4)
+    masks = torch.zeros(count, H, W, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, bboxes.long().tolist()):
+        mask[y1:y2, x1:x2] = True
+    return bboxes, masks
+
+
+def sample(mask_format, count=4):
+    bboxes, masks = boxes_and_masks(count)
+    masks = masks if mask_format == 'bitmap' else RLEMasks(encode(masks), (H, W))
+    pred = InstanceData(
+        bboxes=bboxes, scores=torch.linspace(0.9, 0.2, count), labels=torch.arange(count) % 2, masks=masks
+    )
+    metainfo = dict(img_id=1, ori_shape=(H, W), img_path='image.jpg')
+    return DetDataSample(pred_instances=pred, metainfo=metainfo)
+
+
+def both(count=4):
+    return sample('bitmap', count), sample('rle', count)
+
+
+@pytest.mark.parametrize(
+    'index',
+    [
+        torch.tensor([True, False, True, False]),
+        torch.zeros(4, dtype=torch.bool),
+        torch.tensor([3, 0, 0]),
+        np.array([2, 1]),
+        [1, 3],
+        slice(1, 3),
+        2,
+        -1,
+    ],
+    ids=repr,
+)
+def test_instance_data_indexes_it(index):
+    bitmap, rle = (each.pred_instances[index] for each in both())
+    assert isinstance(rle.masks, RLEMasks)
+    assert rle.masks.shape == bitmap.masks.shape
+    assert torch.equal(rle.masks.to_tensor(), bitmap.masks)
+
+
+def test_instance_data_cat():
+    instances = sample('rle').pred_instances
+    assert torch.equal(
+        InstanceData.cat([instances[:1], instances[1:]]).masks.to_tensor(), sample('bitmap').pred_instances.masks
+    )
+
+
+@pytest.mark.parametrize('move', [lambda x: x.cpu(), lambda x: x.to('cpu'), lambda x: x.detach(), lambda x: x.clone()])
+def test_moving_a_sample_keeps_the_rles(move):
+    before = sample('rle')
+    after = move(before).pred_instances.masks
+    assert isinstance(after, RLEMasks)
+    assert list(after) == list(before.pred_instances.masks) and after.shape == (4, H, W)
+
+
+def test_items_are_plain_coco_rles():
+    masks = sample('rle').pred_instances.masks
+    assert all(type(rle) is dict and rle['size'] == [H, W] for rle in masks)
+    assert pycocotools.mask.area(list(masks)).tolist() == [300, 300, 300, 300]
+
+
+def coco_metric_results(data_sample, processes=1):
+    ground_truth = [
+        dict(bbox=box, bbox_label=i % 2, ignore_flag=0, mask=rle)
+        for i, (box, rle) in enumerate(zip(boxes_and_masks(4)[0].tolist(), encode(boxes_and_masks(4)[1])))
+    ]
+    metric = CocoMetric(metric=['bbox', 'segm'])
+    metric.dataset_meta = dict(classes=('a', 'b'))
+    metric.process({}, [{**data_sample.to_dict(), 'instances': ground_truth}])
+    metric.results = pickle.loads(pickle.dumps(metric.results))  # as collecting over processes does
+    return metric.evaluate(size=1)
+
+
+@pytest.mark.parametrize('count', [0, 2, 4])
+def test_coco_metric_gives_the_same_numbers(count):
+    bitmap, rle = (coco_metric_results(each) for each in both(count))
+    assert rle == bitmap
+    if count == 4:
+        assert rle['coco/segm_mAP'] > 0.99
+
+
+@pytest.mark.parametrize('count', [0, 4])
+def test_dump_det_results_writes_the_same_file(count, tmp_path):
+    dumped = []
+    for name, data_sample in zip(('bitmap', 'rle'), both(count)):
+        metric = DumpDetResults(out_file_path=str(tmp_path / f'{name}.pkl'))
+        metric.process({}, [data_sample.to_dict()])
+        metric.evaluate(size=1)
+        dumped.append(pickle.loads((tmp_path / f'{name}.pkl').read_bytes()))
+    assert dumped[0][0]['pred_instances']['masks'] == dumped[1][0]['pred_instances']['masks']
+
+
+@pytest.fixture
+def visualizer():
+    return DetLocalVisualizer(name='test_structures')
+
+
+@pytest.mark.parametrize('count', [0, 4])
+def test_visualizer_draws_the_same_picture(visualizer, count):
+    pictures = []
+    for data_sample in both(count):
+        np.random.seed(0)
+        visualizer.dataset_meta = dict(classes=('a', 'b'), palette=[(200, 0, 0), (0, 0, 200)])
+        image = np.full((H, W, 3), 127, dtype=np.uint8)
+        visualizer.add_datasample('image', image, data_sample, draw_gt=False, pred_score_thr=0.3)
+        pictures.append(visualizer.get_image())
+    np.testing.assert_array_equal(*pictures)
+    assert (pictures[0] != 127).any() == (count > 0)
+
+
+def test_visualization_hook_writes_a_picture(tmp_path):
+    mmcv.imwrite(np.zeros((H, W, 3), dtype=np.uint8), str(tmp_path / 'image.jpg'))
+    DetLocalVisualizer.get_instance('test_structures_hook').dataset_meta = dict(classes=('a', 'b'))
+    hook = DetVisualizationHook(draw=True, test_out_dir='shown')
+    data_sample = sample('rle')
+    data_sample.set_metainfo(dict(img_path=str(tmp_path / 'image.jpg')))
+
+    class Runner:
+        timestamp = ''
+        work_dir = str(tmp_path)
+
+    hook.after_test_iter(Runner, 0, {}, [data_sample])
+    assert mmcv.imread(str(tmp_path / 'shown' / 'image.jpg')).any()
+
+
+@pytest.mark.parametrize('count', [0, 4])
+def test_det_inferencer_gives_the_same_dict(count, visualizer, tmp_path, capsys):
+    inferencer = DetInferencer.__new__(DetInferencer)  # its methods for results need no model
+    inferencer.visualizer, inferencer.num_visualized_imgs, inferencer.num_predicted_imgs = visualizer, 0, 0
+    results = []
+    for data_sample in both(count):
+        picture = inferencer.visualize(
+            [np.zeros((H, W, 3), dtype=np.uint8)], [data_sample], return_vis=True, img_out_dir=str(tmp_path)
+        )
+        assert picture[0].shape == (H, W, 3)
+        results.append(inferencer.postprocess([data_sample], print_result=True, pred_out_dir=str(tmp_path)))
+    assert results[0] == results[1]
+    assert len(results[1]['predictions'][0]['masks']) == count
+    assert 'masks' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('count', [0, 4])
+def test_torch_functions_see_the_bitmaps(count):
+    bitmap, rle = (each.pred_instances.masks for each in both(count))
+    assert torch.equal(mask2bbox(rle.cpu()), mask2bbox(bitmap))
+    assert rle.shape == bitmap.shape
