@@ -26,8 +26,8 @@ def embedding_log_prob(pixel_embed: Tensor, proposal_embed: Tensor, proposal_mar
     return -(proposal_margin[..., None, None] * distance).sum(1)
 
 
-def box_cells(bboxes: Tensor, grid_shape: tuple[int, int], cell: float) -> Tensor:
-    """The cells that a mask may touch: its box in cells, truncated, grown by two and clipped to the grid.
+def box_cells(bboxes: Tensor, grid_shape: tuple[int, int], cell: float, padding: int = BOX_PADDING) -> Tensor:
+    """The cells that a mask may touch: its box in cells, truncated, grown and clipped to the grid.
 
     Args:
         bboxes: ``(N, 4)`` boxes ``x1, y1, x2, y2`` in input pixels.
@@ -44,7 +44,7 @@ def box_cells(bboxes: Tensor, grid_shape: tuple[int, int], cell: float) -> Tenso
     return cells.clamp(min=0).minimum(size).long()
 
 
-def inside_boxes(bboxes: Tensor, grid_shape: Tuple[int, int], cell: float, padding: int = BOX_PADDING) -> Tensor:
+def inside_boxes(bboxes: Tensor, grid_shape: tuple[int, int], cell: float, padding: int = BOX_PADDING) -> Tensor:
     """Bool ``(N, h, w)``: which cells of the grid :func:`box_cells` gives to each box."""
     x1, y1, x2, y2 = box_cells(bboxes, grid_shape, cell, padding)[..., None].unbind(1)
     y, x = (torch.arange(cells, device=bboxes.device) for cells in grid_shape)
@@ -85,7 +85,8 @@ def instance_masks(
     # One at a time: five times faster on the CPU than all at once, whose N x D grids leave every cache.
     for mask, *instance in zip(masks, proposal_embed[:, None], proposal_margin[:, None], bboxes[:, None]):
         log_prob = embedding_log_prob(resized_embed, *instance[:2])
-        log_prob = _crop_to_boxes(log_prob, instance[2], stride / upscale, outside_value(mask_thr))
+        inside = inside_boxes(instance[2], log_prob.shape[1:], stride / upscale)
+        log_prob = log_prob.masked_fill(~inside, outside_value(mask_thr))
         log_prob = F.interpolate(log_prob[None], size, mode='bilinear')[0, 0, : ori_shape[0], : ori_shape[1]]
         torch.gt(log_prob, math.log(mask_thr), out=mask)
     return masks

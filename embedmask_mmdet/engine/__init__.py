@@ -1,0 +1,5 @@
+"""What stands around training and testing: checks of the input, and loading of checkpoints."""
+
+from embedmask_mmdet.engine.checks import EmbedMaskCheckHook
+
+__all__ = ['EmbedMaskCheckHook']

@@ -1,0 +1,180 @@
+"""Refuse data and checkpoints that cannot be meant, before any training time is lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from mmdet.registry import HOOKS
+from mmengine.dataset import BaseDataset
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+
+from embedmask_mmdet.models import EmbedMask
+
+MAX_NAMED = 5
+
+
+def name_some(items: list) -> str:
+    """Write the first few items of a list, and how many there are."""
+    named = ', '.join(map(str, items[:MAX_NAMED]))
+    return f'{named} ... ({len(items)} in all)' if len(items) > MAX_NAMED else named
+
+
+def innermost_datasets(dataset: object) -> Iterator[BaseDataset]:
+    """Go through the datasets inside of wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    if inner == [None]:
+        yield dataset
+        return
+    for each in inner:
+        yield from innermost_datasets(each)
+
+
+def check_classes(dataset: BaseDataset, num_classes: int) -> None:
+    """Compare the dataset's classes with the model's number of classes and with the annotation file.
+
+    Args:
+        dataset: With ``metainfo`` and, if of COCO's kind, ``cat_ids``.
+        num_classes: Of the box head.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    classes = dataset.metainfo.get('classes')
+    if isinstance(classes, str):
+        raise ValueError(f"metainfo.classes of {describe(dataset)} must be a tuple: write ('{classes}',)")
+    if classes is not None and len(classes) != num_classes:
+        raise ValueError(
+            f'model.bbox_head.num_classes is {num_classes}, but {describe(dataset)} has {len(classes)} classes '
+            f'({name_some(list(classes))}): set model.bbox_head.num_classes={len(classes)}, or give '
+            'metainfo=dict(classes=...) of every dataloader the classes that you want'
+        )
+    found = len(getattr(dataset, 'cat_ids', None) or classes or ())
+    if classes is not None and found != len(classes):
+        raise ValueError(
+            f'{describe(dataset)} has only {found} of the {len(classes)} classes of metainfo.classes '
+            f'({name_some(list(classes))}): write the names as in "categories" of the annotation file'
+        )
+
+
+def check_images(dataset: BaseDataset) -> None:
+    """Look for every image of a dataset that lies on local disks.
+
+    Args:
+        dataset: With ``img_path`` in its data.
+
+    Raises:
+        FileNotFoundError: If a folder or an image is missing.
+    """
+    if (getattr(dataset, 'backend_args', None) or {}).get('backend', 'local') != 'local':
+        return
+    names_by_folder: dict[str, list[str]] = {}
+    for i in range(len(dataset)):
+        folder, name = os.path.split(dataset.get_data_info(i).get('img_path', ''))
+        names_by_folder.setdefault(folder, []).append(name)
+    for folder, names in names_by_folder.items():
+        if '://' in folder or not any(names):
+            continue
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(
+                f'the image folder {folder} of {describe(dataset)} does not exist (working folder: {os.getcwd()}): '
+                'check data_root and data_prefix'
+            )
+        missing = sorted(set(names) - set(os.listdir(folder)))
+        if missing:
+            raise FileNotFoundError(
+                f'images of {describe(dataset)} are not in {folder}: {name_some(missing)}; add them, or remove them '
+                'from the annotation file'
+            )
+
+
+def check_masks(dataset: BaseDataset) -> None:
+    """Look for a mask of every instance that counts.
+
+    Args:
+        dataset: With ``instances`` in its data.
+
+    Raises:
+        ValueError: If there are boxes without masks.
+    """
+    without = []
+    for i in range(len(dataset)):
+        info = dataset.get_data_info(i)
+        if any('mask' not in instance and not instance.get('ignore_flag') for instance in info.get('instances', ())):
+            without.append(os.path.basename(info['img_path']))
+    if without:
+        raise ValueError(
+            f'{describe(dataset)} has instances without "segmentation", in images {name_some(without)}: EmbedMask '
+            'learns from masks; add them, or remove these annotations'
+        )
+
+
+def describe(dataset: BaseDataset) -> str:
+    """Name a dataset by its annotation file."""
+    return f'{type(dataset).__name__} {getattr(dataset, "ann_file", "")}'.rstrip()
+
+
+def check_dataset(dataset: object, num_classes: int) -> None:
+    """Run all checks on a dataset and on those that it wraps.
+
+    Args:
+        dataset: Built, as in a dataloader.
+        num_classes: Of the box head.
+
+    Raises:
+        ValueError: If there are no images, other classes, or instances without masks.
+        FileNotFoundError: If images are missing.
+    """
+    for each in innermost_datasets(dataset):
+        if len(each) == 0:
+            raise ValueError(
+                f'{describe(each)} has no images left: filter_cfg removes those without instances of the classes '
+                f'{each.metainfo.get("classes")} and those below min_size'
+            )
+        check_classes(each, num_classes)
+        check_images(each)
+        check_masks(each)
+
+
+@HOOKS.register_module()
+class EmbedMaskCheckHook(Hook):
+    """Checks data before training and testing, and that a checkpoint is one of this model."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Check what is trained on and what is validated on."""
+        num_classes = bare_model(runner).bbox_head.num_classes
+        check_dataset(runner.train_dataloader.dataset, num_classes)
+        if runner._val_loop is not None:
+            check_dataset(runner.val_dataloader.dataset, num_classes)
+
+    def before_test(self, runner: Runner) -> None:
+        """Check what is tested on."""
+        check_dataset(runner.test_dataloader.dataset, bare_model(runner).bbox_head.num_classes)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare a checkpoint's names with the model's.
+
+        Weights to start training from need to fit in part only; those to test or to resume must be complete.
+        """
+        state_dict = checkpoint.get('state_dict', checkpoint)
+        given = {key.removeprefix('module.') for key in state_dict}
+        wanted = set(bare_model(runner).state_dict())
+        missing = sorted(wanted - given)
+        complete = runner._resume or not isinstance(runner._train_loop, BaseLoop)
+        if missing and (complete or not wanted & given):
+            raise ValueError(
+                f'{runner._load_from} is no checkpoint of this config: {len(missing)} of {len(wanted)} weights are '
+                f'not in it ({name_some(missing)}), it has others ({name_some(sorted(given - wanted))}); give the '
+                'checkpoint and the config that belong together'
+            )
+
+
+def bare_model(runner: Runner) -> EmbedMask:
+    """Return the detector inside of wrappers for several processes or test-time augmentation."""
+    model: nn.Module = runner.model
+    while is_model_wrapper(model) or not isinstance(model, EmbedMask):
+        model = model.module
+    return model

@@ -1,0 +1,8 @@
+"""Modules that hold weights, registered in MMDetection."""
+
+from embedmask_mmdet.models.bbox_head import EmbedMaskBBoxHead
+from embedmask_mmdet.models.detector import EmbedMask
+from embedmask_mmdet.models.lovasz_hinge_loss import LovaszHingeLoss
+from embedmask_mmdet.models.mask_head import EmbedMaskMaskHead
+
+__all__ = ['EmbedMask', 'EmbedMaskBBoxHead', 'EmbedMaskMaskHead', 'LovaszHingeLoss']

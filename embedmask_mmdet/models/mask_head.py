@@ -1,0 +1,216 @@
+"""The pixel branch, and what becomes of pixels and proposals together: the mask loss and the masks."""
+
+from __future__ import annotations
+
+import torch
+from mmcv.cnn import ConvModule
+from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
+from mmdet.registry import MODELS
+from mmdet.structures.bbox import scale_boxes
+from mmdet.utils import ConfigType, InstanceList, OptConfigType, OptInstanceList, OptMultiConfig
+from mmengine.model import constant_init
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+from torch.nn import functional
+
+from embedmask_mmdet import ops
+from embedmask_mmdet.models.embedding import EmbeddingConv, PositionEmbedding
+from embedmask_mmdet.ops.plain import inside_boxes
+from embedmask_mmdet.structures import RLEMasks
+from embedmask_mmdet.targets import mask_targets
+
+SEGMENTERS = {
+    'bitmap': ops.instance_masks,
+    'rle': lambda *args, **kwargs: RLEMasks(ops.instance_rles(*args, **kwargs)),
+}
+
+
+@MODELS.register_module()
+class EmbedMaskMaskHead(BaseMaskHead):
+    """Mask head of `EmbedMask <https://arxiv.org/abs/1912.01954>`_ with the reference's values as defaults.
+
+    Shape legend: ``B`` images, ``D`` embedding channels, ``N`` instances or detections of an image, ``h, w`` cells of
+    the finest feature map, ``H, W`` cells of the mask grid, which is ``mask_scale`` times finer.
+
+    Args:
+        in_channels: Channels of the feature maps.
+        feat_channels: Channels of the tower.
+        stacked_convs: Convolutions of the tower.
+        embed_dim: ``D``, as in the box head.
+        stride: Input pixels a cell of the finest feature map.
+        mask_scale: By how much the pixel embedding is enlarged before it is compared with proposals.
+        box_padding: Cells of the mask grid by which the box is grown outside which the loss looks at no pixel;
+            -1 for the loss over the whole grid.
+        dcn_on_last_conv: Whether the tower's last convolution is deformable.
+        conv_cfg: Config of the tower's convolutions.
+        norm_cfg: Config of the tower's normalization.
+        loss_mask: Config of the loss.
+        train_cfg: Not used.
+        test_cfg: ``mask_thr``, the probability above which a pixel belongs to an instance, and ``mask_format``,
+            ``'bitmap'`` or ``'rle'``.
+        init_cfg: Initialization.
+
+    Raises:
+        ValueError: If ``mask_thr`` is not between 0 and 1 or ``mask_format`` is unknown.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        feat_channels: int = 256,
+        stacked_convs: int = 4,
+        embed_dim: int = 16,
+        stride: int = 8,
+        mask_scale: int = 2,
+        box_padding: int = -1,
+        dcn_on_last_conv: bool = False,
+        conv_cfg: OptConfigType = None,
+        norm_cfg: OptConfigType = dict(type='GN', num_groups=32, requires_grad=True),  # noqa: B006
+        loss_mask: ConfigType = dict(type='LovaszHingeLoss', loss_weight=0.5),  # noqa: B006
+        train_cfg: OptConfigType = None,
+        test_cfg: OptConfigType = None,
+        init_cfg: OptMultiConfig = dict(type='Normal', layer=['Conv2d', 'EmbeddingConv'], std=0.01),  # noqa: B006
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if stride % mask_scale:
+            raise ValueError(f'mask_scale must divide stride {stride}, got {mask_scale}')
+        test_cfg = test_cfg or {}
+        self.mask_thr = test_cfg.get('mask_thr', 0.53)
+        self.mask_format = test_cfg.get('mask_format', 'bitmap')
+        if not 0 < self.mask_thr < 1:
+            raise ValueError(f'test_cfg.mask_thr is a probability between 0 and 1, got {self.mask_thr}')
+        if self.mask_format not in SEGMENTERS:
+            raise ValueError(f'test_cfg.mask_format must be one of {sorted(SEGMENTERS)}, got {self.mask_format!r}')
+        self.embed_dim = embed_dim
+        self.stride = stride
+        self.mask_scale = mask_scale
+        self.box_padding = box_padding
+        self.mask_convs = nn.Sequential(
+            *(
+                ConvModule(
+                    in_channels if i == 0 else feat_channels,
+                    feat_channels,
+                    3,
+                    padding=1,
+                    conv_cfg=dict(type='DCNv2') if dcn_on_last_conv and i == stacked_convs - 1 else conv_cfg,
+                    norm_cfg=norm_cfg,
+                    bias=True,
+                )
+                for i in range(stacked_convs)
+            )
+        )
+        self.conv_embed = EmbeddingConv(feat_channels if stacked_convs else in_channels, embed_dim)
+        self.loss_mask = MODELS.build(loss_mask)
+        self._position: tuple[PositionEmbedding, ...] = ()
+
+    def init_weights(self) -> None:
+        """Initialize the weights; a deformable convolution starts as an ordinary one."""
+        super().init_weights()
+        for module in self.modules():
+            if hasattr(module, 'conv_offset'):
+                constant_init(module.conv_offset, 0)
+
+    def share_position(self, position: PositionEmbedding) -> None:
+        """Compare pixels with proposals by the box head's locations and its learnable scale.
+
+        The module stays the box head's alone, so that its parameter has one name and one place in the optimizer.
+
+        Args:
+            position: The box head's ``position``.
+        """
+        self._position = (position,)
+
+    def forward(self, x: tuple[Tensor, ...], instances: OptInstanceList = None) -> tuple[Tensor]:
+        """Embed pixels.
+
+        Args:
+            x: Feature maps, the finest first, ``(B, in_channels, h, w)``.
+            instances: Not used; ``BaseMaskHead`` hands on what the box head found.
+
+        Returns:
+            The pixel embedding, float32 ``(B, D, h, w)``, in a tuple.
+
+        Raises:
+            RuntimeError: If :meth:`share_position` was not called.
+        """
+        if not self._position:
+            raise RuntimeError('call share_position(bbox_head.position) first, as the detector EmbedMask does')
+        feat = self.mask_convs(x[0])
+        return (self.conv_embed(feat, self._position[0](feat.shape[-2:], self.stride)),)
+
+    def loss_by_feat(
+        self,
+        pixel_embeds: Tensor,
+        batch_gt_instances: InstanceList,
+        batch_img_metas: list[dict],
+        positive_infos: InstanceList,
+        batch_gt_instances_ignore: OptInstanceList = None,
+    ) -> dict[str, Tensor]:
+        """Compare each instance's probability map with its mask.
+
+        Args:
+            pixel_embeds: From :meth:`forward`.
+            batch_gt_instances: ``masks`` and ``bboxes`` of each image, in input pixels.
+            batch_img_metas: Not used.
+            positive_infos: From ``EmbedMaskBBoxHead.get_positive_infos``.
+            batch_gt_instances_ignore: Not used.
+
+        Returns:
+            ``loss_mask``: the mean over an image's instances that have a positive, then over images.
+        """
+        mask_embeds = functional.interpolate(
+            pixel_embeds, scale_factor=self.mask_scale, mode='bilinear', align_corners=False
+        )
+        compared = [self._compare_single(*image) for image in zip(mask_embeds, positive_infos, batch_gt_instances)]
+        log_probs, targets, weights = (torch.cat(parts) for parts in zip(*compared))
+        return dict(loss_mask=self.loss_mask(log_probs, targets, weights, avg_factor=len(pixel_embeds)))
+
+    def _compare_single(
+        self, mask_embed: Tensor, positives: InstanceData, gt_instances: InstanceData
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-probabilities and targets ``(N, H, W)`` of one image, and a weight for each instance."""
+        log_prob = ops.embedding_log_prob(mask_embed, positives.proposal_embed, positives.proposal_margin)
+        mask_stride = self.stride // self.mask_scale
+        gt_inds = positives.gt_inds
+        target = mask_targets(gt_instances.masks, log_prob.shape[1:], mask_stride).to(log_prob.device)[gt_inds]
+        if self.box_padding >= 0:
+            inside = inside_boxes(gt_instances.bboxes[gt_inds], log_prob.shape[1:], mask_stride, self.box_padding)
+            # What is surely background and is background costs nothing.
+            log_prob, target = log_prob.masked_fill(~inside, -torch.inf), target & inside
+        weight = log_prob.new_full((len(positives),), 1 / max(len(positives), 1))
+        return log_prob, target, weight
+
+    def predict_by_feat(
+        self,
+        pixel_embeds: Tensor,
+        batch_img_metas: list[dict],
+        results_list: InstanceList,
+        rescale: bool = False,
+    ) -> InstanceList:
+        """Give each detection its mask.
+
+        Args:
+            pixel_embeds: From :meth:`forward`.
+            batch_img_metas: ``img_shape``, ``ori_shape`` and ``scale_factor`` of each image.
+            results_list: From ``EmbedMaskBBoxHead.predict_by_feat``, boxes in input pixels.
+            rescale: Whether boxes and masks are in original pixels, else in input pixels.
+
+        Returns:
+            The same detections with ``masks``, bool ``(N, H, W)`` or :class:`RLEMasks`, and without embeddings.
+        """
+        for pixel_embed, img_meta, results in zip(pixel_embeds, batch_img_metas, results_list):
+            img_shape = img_meta['img_shape'][:2]
+            results.masks = SEGMENTERS[self.mask_format](
+                pixel_embed,
+                results.pop('proposal_embed'),
+                results.pop('proposal_margin'),
+                results.bboxes,
+                stride=self.stride,
+                img_shape=img_shape,
+                ori_shape=img_meta['ori_shape'][:2] if rescale else img_shape,
+                mask_thr=self.mask_thr,
+                upscale=self.mask_scale,
+            )
+            if rescale:
+                results.bboxes = scale_boxes(results.bboxes, [1 / factor for factor in img_meta['scale_factor']])
+        return results_list

@@ -1,0 +1,142 @@
+"""What EmbedMask is trained towards: which location answers for which instance, and its mask (paper, section 3.4).
+
+Shape legend: ``P`` locations of all levels, ``N`` instances of an image, ``h, w`` cells of the mask grid. Boxes are
+``(x1, y1, x2, y2)`` and points ``(x, y)``, both in input pixels. Box sizes count ``x2 - x1 + 1`` as in the reference.
+"""
+
+from __future__ import annotations
+
+import torch
+from mmdet.structures.mask import BaseInstanceMasks
+from torch import Tensor
+
+NO_INSTANCE = -1
+
+
+def masks_as_tensor(masks: BaseInstanceMasks | Tensor) -> Tensor:
+    """View the masks of an image as one tensor, where they lie, without a copy of bitmaps.
+
+    Args:
+        masks: MMDetection's bitmaps or polygons, or a tensor already, of ``N`` instances.
+
+    Returns:
+        Tensor ``(N, H, W)``, not 0 inside.
+    """
+    return masks if isinstance(masks, Tensor) else torch.from_numpy(masks.to_ndarray())
+
+
+def inside_masks(masks: BaseInstanceMasks | Tensor, points: Tensor) -> Tensor:
+    """Tell which points lie on which instances' masks.
+
+    Args:
+        masks: Of ``N`` instances, in input pixels.
+        points: ``(P, 2)``; points beyond the masks lie in none.
+
+    Returns:
+        Bool tensor ``(P, N)`` on the device of ``points``.
+    """
+    masks = masks_as_tensor(masks)
+    height, width = masks.shape[-2:]
+    x, y = points.long().to(masks.device).unbind(dim=1)
+    in_image = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    inside = torch.zeros(len(masks), len(points), dtype=torch.bool, device=masks.device)
+    inside[:, in_image] = masks[:, y[in_image], x[in_image]] != 0
+    return inside.t().to(points.device)
+
+
+def assign_locations(
+    points: Tensor,
+    radii: Tensor,
+    regress_ranges: Tensor,
+    bboxes: Tensor,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """Assign each location to at most one instance (FCOS, section 3.1, with centre sampling).
+
+    A location may answer for an instance if it lies in its box, no farther than its radius from the box's centre,
+    and if the farthest side of the box falls into its level's range; of several the smallest box wins.
+
+    Args:
+        points: ``(P, 2)``.
+        radii: ``(P,)``, input pixels along each axis; infinite without centre sampling.
+        regress_ranges: ``(P, 2)``, input pixels.
+        bboxes: ``(N, 4)``.
+        allowed: Bool ``(P, N)``, a further condition.
+
+    Returns:
+        Int64 tensor ``(P,)``: index of the instance, -1 for background.
+    """
+    if len(bboxes) == 0:
+        return points.new_full((len(points),), NO_INSTANCE, dtype=torch.long)
+    left_top = points[:, None] - bboxes[None, :, :2]
+    right_bottom = bboxes[None, :, 2:] - points[:, None]
+    nearest_side = torch.minimum(left_top, right_bottom).amin(dim=2)
+    farthest_side = torch.maximum(left_top, right_bottom).amax(dim=2)
+    off_centre = (left_top - right_bottom).abs().amax(dim=2) / 2
+    candidate = (nearest_side > 0) & (off_centre < radii[:, None])
+    candidate &= (farthest_side >= regress_ranges[:, :1]) & (farthest_side <= regress_ranges[:, 1:])
+    if allowed is not None:
+        candidate &= allowed
+    areas = (bboxes[:, 2:] - bboxes[:, :2] + 1).prod(dim=1)
+    smallest, matched_gt = areas.expand(len(points), -1).masked_fill(~candidate, torch.inf).min(dim=1)
+    return matched_gt.masked_fill(smallest.isinf(), NO_INSTANCE)
+
+
+def aligned_ious(bboxes: Tensor, gt_bboxes: Tensor) -> Tensor:
+    """Compute the IoU of each predicted box with the ground-truth box beside it, sizes counted with +1.
+
+    Args:
+        bboxes: ``(K, 4)``.
+        gt_bboxes: ``(K, 4)``.
+
+    Returns:
+        ``(K,)``.
+    """
+    overlap = torch.minimum(bboxes[:, 2:], gt_bboxes[:, 2:]) - torch.maximum(bboxes[:, :2], gt_bboxes[:, :2]) + 1
+    intersection = overlap.clamp(min=0).prod(dim=1)
+    area, gt_area = ((box[:, 2:] - box[:, :2] + 1).prod(dim=1) for box in (bboxes, gt_bboxes))
+    return intersection / (area + gt_area - intersection)
+
+
+def best_candidates(gt_inds: Tensor, quality: Tensor, num_gts: int) -> Tensor:
+    """Choose for each instance the best of its candidates.
+
+    Args:
+        gt_inds: Int64 ``(K,)``, the instance of each candidate.
+        quality: ``(K,)``; of equal ones the first is chosen.
+        num_gts: ``N``.
+
+    Returns:
+        Int64 tensor, at most ``N`` long: index of a candidate for each instance that has one, by instance.
+    """
+    best = quality.new_full((num_gts,), -torch.inf).scatter_reduce(0, gt_inds, quality, 'amax')
+    order = torch.arange(len(gt_inds), device=gt_inds.device)
+    order = torch.where(quality == best[gt_inds], order, len(gt_inds))
+    chosen = order.new_full((num_gts,), len(gt_inds)).scatter_reduce(0, gt_inds, order, 'amin')
+    return chosen[chosen < len(gt_inds)]
+
+
+def mask_targets(masks: BaseInstanceMasks | Tensor, mask_size: tuple[int, int], mask_stride: int) -> Tensor:
+    """Bring masks to the grid on which they are compared with probabilities.
+
+    Bilinear resizing by a whole factor, ``align_corners=False``, reads the two middle rows and columns of a cell, or
+    the one middle where the factor is odd. The reference counts all above 0 as foreground, so a cell is foreground
+    if any of those pixels is.
+
+    Args:
+        masks: Of ``N`` instances, in input pixels; beyond them there is background.
+        mask_size: Height and width of the grid in cells.
+        mask_stride: Input pixels a cell.
+
+    Returns:
+        Bool tensor ``(N, h, w)`` where the masks lie.
+    """
+    masks = masks_as_tensor(masks)
+    middles = {(mask_stride - 1) // 2, mask_stride // 2}
+    height, width = mask_size
+    target = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
+    for row in middles:
+        for column in middles:
+            sample = masks[:, row::mask_stride, column::mask_stride][:, :height, :width] != 0
+            target[:, : sample.shape[1], : sample.shape[2]] |= sample
+    return target
