@@ -19,10 +19,13 @@ from embedmask_mmdet.ops.plain import inside_boxes
 from embedmask_mmdet.structures import RLEMasks
 from embedmask_mmdet.targets import mask_targets
 
-SEGMENTERS = {
-    'bitmap': ops.instance_masks,
-    'rle': lambda *args, **kwargs: RLEMasks(ops.instance_rles(*args, **kwargs)),
-}
+
+def rle_masks(*args, ori_shape: tuple[int, int], **kwargs) -> RLEMasks:
+    """Wrap what ``ops.instance_rles`` returns, so that MMDetection can use it like bitmaps."""
+    return RLEMasks(ops.instance_rles(*args, ori_shape=ori_shape, **kwargs), ori_shape)
+
+
+SEGMENTERS = {'bitmap': ops.instance_masks, 'rle': rle_masks}
 
 
 @MODELS.register_module()
