@@ -1,0 +1,36 @@
+# `make` lists the targets. Each first finds or makes the environment: see tools/env/setup_env.py.
+SHELL := bash
+PYTHON3 := $(shell for python in python3 python3.11 python3.12 python3.10; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null && echo $$python && break; done)
+# Sets $$python in a recipe, or ends it.
+ENVIRONMENT = if [ -z "$(PYTHON3)" ]; then echo 'Python 3.10, 3.11 or 3.12 is needed on PATH.' >&2; exit 1; fi; \
+	python=$$($(PYTHON3) tools/env/setup_env.py) || exit
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## find or make the environment (in .venv) and print its Python
+	@$(ENVIRONMENT); echo $$python
+
+demo: ## train, test and draw the small model on a real microscopy image (about 6 minutes)
+	@$(ENVIRONMENT); $$python demo/run_demo.py
+
+test: ## run the tests but for the slow ones (PYTEST_ARGS="-k name" to choose)
+	@$(ENVIRONMENT); $$python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: ## run the slow tests
+	@$(ENVIRONMENT); $$python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: ## check style and format
+	@$(ENVIRONMENT); $$python -m ruff check && $$python -m ruff format --check
+
+format: ## mend style and format
+	@$(ENVIRONMENT); $$python -m ruff check --fix; $$python -m ruff format
+
+clean: ## remove the environment, caches and results of builds (not data and work_dirs)
+	rm -rf .venv .cache build dist *.egg-info .pytest_cache .ruff_cache .hypothesis embedmask_mmdet/_ext*.so
+	find embedmask_mmdet tests tools configs demo -name __pycache__ -prune -exec rm -rf {} +
