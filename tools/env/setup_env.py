@@ -175,7 +175,7 @@ def explain_failure(log: str) -> str:
     reasons = {
         r'No space left on device|Errno 28': 'The disk is full. Make room and run this again.',
         r'Python\.h: No such file': "Python's headers are missing. On Debian and Ubuntu: apt install python3-dev.",
-        r'[Kk]illed.*cc1plus|cc1plus.*[Kk]illed|out of memory': 'There was not enough memory to compile: it takes 4 GB.',
+        r'[Kk]illed.*cc1plus|cc1plus.*[Kk]illed|out of memory': 'There was not enough memory to compile; 4 GB will do.',
         r'NewConnectionError|Temporary failure in name resolution|Name or service not known|Network is unreachable|'
         r'ConnectionError|ConnectTimeout|Read timed out|Could not fetch|Connection (refused|reset)|ProxyError': (
             "pip could not reach its package index. Check the network and, behind a proxy, pip's own settings "
