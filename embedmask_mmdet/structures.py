@@ -45,7 +45,7 @@ class RLEMasks(BaseDataElement):
         return torch.Size((len(self), *self.ori_shape))
 
     def numpy(self) -> np.ndarray:
-        """bool ``(N, h, w)``."""
+        """Bool ``(N, h, w)``."""
         if not self.rles:
             return np.zeros(self.shape, dtype=bool)
         return np.ascontiguousarray(pycocotools.mask.decode(self.rles).transpose(2, 0, 1)).view(bool)
@@ -55,7 +55,7 @@ class RLEMasks(BaseDataElement):
         return self.numpy().astype(dtype)
 
     def to_tensor(self) -> Tensor:
-        """bool ``(N, h, w)`` on the CPU."""
+        """Bool ``(N, h, w)`` on the CPU."""
         return torch.from_numpy(self.numpy())
 
     def new_zeros(self, *args, **kwargs) -> Tensor:

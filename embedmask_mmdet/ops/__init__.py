@@ -5,12 +5,41 @@ N: instances, D: embedding channels, (h, w): the pixel embedding's grid.
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
+from types import ModuleType
+
 from torch import Tensor
 
 from . import plain
 from .checks import check_embeddings, check_mask_stage
 
+try:
+    from . import kernels
+
+    _NO_KERNELS = ''
+except ImportError as error:
+    kernels, _NO_KERNELS = None, f' ({error})'
+
 __all__ = ['embedding_log_prob', 'instance_masks', 'instance_rles']
+
+
+@cache
+def _warn_of_plain(device: str) -> None:
+    build = 'FORCE_CUDA=1 pip install' if device == 'cuda' else 'pip install'
+    warnings.warn(
+        f"embedmask_mmdet was built without its kernels for '{device}'{_NO_KERNELS} and computes in plain PyTorch, "
+        f'which is slower. Build them in its repository: {build} --no-build-isolation -e .',
+        stacklevel=4,
+    )
+
+
+def _implementation(pixel_embed: Tensor) -> ModuleType:
+    device = pixel_embed.device.type
+    if kernels is not None and device in kernels.DEVICES:
+        return kernels
+    _warn_of_plain(device)
+    return plain
 
 
 def embedding_log_prob(pixel_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor) -> Tensor:
@@ -31,7 +60,7 @@ def embedding_log_prob(pixel_embed: Tensor, proposal_embed: Tensor, proposal_mar
         ValueError: If the shapes do not go together or the devices differ.
     """
     check_embeddings(pixel_embed, proposal_embed, proposal_margin)
-    return plain.embedding_log_prob(pixel_embed, proposal_embed, proposal_margin)
+    return _implementation(pixel_embed).embedding_log_prob(pixel_embed, proposal_embed, proposal_margin)
 
 
 def instance_masks(
@@ -71,7 +100,7 @@ def instance_masks(
     """
     kwargs = dict(stride=stride, img_shape=img_shape, ori_shape=ori_shape, mask_thr=mask_thr, upscale=upscale)
     check_mask_stage(pixel_embed, proposal_embed, proposal_margin, bboxes, **kwargs)
-    return plain.instance_masks(pixel_embed, proposal_embed, proposal_margin, bboxes, **kwargs)
+    return _implementation(pixel_embed).instance_masks(pixel_embed, proposal_embed, proposal_margin, bboxes, **kwargs)
 
 
 def instance_rles(
@@ -94,4 +123,4 @@ def instance_rles(
     """
     kwargs = dict(stride=stride, img_shape=img_shape, ori_shape=ori_shape, mask_thr=mask_thr, upscale=upscale)
     check_mask_stage(pixel_embed, proposal_embed, proposal_margin, bboxes, **kwargs)
-    return plain.instance_rles(pixel_embed, proposal_embed, proposal_margin, bboxes, **kwargs)
+    return _implementation(pixel_embed).instance_rles(pixel_embed, proposal_embed, proposal_margin, bboxes, **kwargs)

@@ -1,0 +1,286 @@
+// From embeddings to masks or run lengths inside each box.
+//
+// COCO's run lengths go down the columns, and so does this: a strip of the box is computed on its cells and stored
+// column by column; each column of original pixels is a blend of two columns of cells; and going down it only the
+// cells between which it crosses the threshold are looked at. Bitmaps come from the same crossings.
+#include "mask_stage_cpu.hpp"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "simd.hpp"
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "mask_stage_cpu.cpp finds changes in words of bytes, lowest byte first"
+#endif
+
+namespace embedmask {
+namespace {
+
+using Vec = Simd<float>::Vec;
+constexpr int64_t kLanes = Simd<float>::kLanes;  // grid columns of a strip
+
+// What one thread needs, reused from box to box. Its size is that of a strip, whatever the box and the image.
+struct Scratch {
+  std::vector<Phase> phases;     // (upscale)
+  std::vector<float> grid_rows;  // (3, D, upscale, kLanes): differences to the proposal, resized along x
+  std::vector<float> tile;       // (1 + kLanes * upscale + 1, stride): log-probabilities, a column contiguous
+  std::vector<float> column;     // (stride): those of a column of pixels
+  std::vector<uint8_t> on;       // (1 + stride + 8): whether each is above the threshold, between zeros
+
+  explicit Scratch(const MaskStage& stage) {
+    for (int64_t k = 0; k < stage.upscale; ++k) phases.push_back(phase_of(k, stage.upscale));
+  }
+};
+
+// One box at work.
+struct Box {
+  const MaskStage& stage;
+  const float* proposal_embed;
+  const float* proposal_margin;
+  const Phase* phases;
+  Span rows, cols;
+  int64_t stride;  // floats of a column of cells
+
+  EMBEDMASK_INLINE int64_t strip_cells() const { return kLanes * stage.upscale; }
+};
+
+// The grid columns x - 1, x, x + 1 for kLanes columns from `x` on, where not all of them are inside the grid. Before the
+// first column stands the first one, with weight 0 for the second: a value that is not finite spreads as in PyTorch.
+EMBEDMASK_INLINE void load_at_border(const float* row, int64_t x, int64_t width, Vec& before, Vec& here, Vec& after) {
+  float values[kLanes + 2];
+  for (int64_t i = 0; i < kLanes + 2; ++i) {
+    const int64_t column = x + i - 1;
+    values[i] = column < 0 ? row[0] + 0 * row[std::min<int64_t>(1, width - 1)] : row[std::min(column, width - 1)];
+  }
+  before = load(values), here = load(values + 1), after = load(values + 2);
+}
+
+// Differences of grid row `y` to the proposal, resized along x: kLanes grid columns from `x` on.
+EMBEDMASK_INLINE void resize_grid_row(const Box& box, int64_t y, int64_t x, float* resized) {
+  const MaskStage& stage = box.stage;
+  const bool at_border = x < 1 || x + kLanes >= stage.width;
+  for (int64_t c = 0; c < stage.channels; ++c) {
+    const float* row = stage.pixel_embed + (c * stage.height + y) * stage.width;
+    Vec before, here, after;
+    if (at_border) {
+      load_at_border(row, x, stage.width, before, here, after);
+    } else {
+      before = load(row + x - 1), here = load(row + x), after = load(row + x + 1);
+    }
+    // The difference first: what is interpolated is small where the mask's border is, and so is its rounding.
+    before -= box.proposal_embed[c], here -= box.proposal_embed[c], after -= box.proposal_embed[c];
+    for (int64_t k = 0; k < stage.upscale; ++k, resized += kLanes) {
+      const Phase phase = box.phases[k];
+      store(resized, phase.after ? lerp(here, after, phase.weight) : lerp(before, here, phase.weight));
+    }
+  }
+}
+
+// Log-probabilities of two neighbouring columns' lanes on one row of cells.
+EMBEDMASK_INLINE void log_prob(const Box& box, const float* a, const float* b, float weight, int64_t step, Vec& first,
+                               Vec& second) {
+  first = second = Vec{};
+  for (int64_t c = 0; c < box.stage.channels; ++c) {
+    const int64_t at = c * box.stage.upscale * kLanes;
+    const Vec x = lerp(load(a + at), load(b + at), weight);
+    const Vec y = lerp(load(a + at + step), load(b + at + step), weight);
+    first -= box.proposal_margin[c] * x * x;
+    second -= box.proposal_margin[c] * y * y;
+  }
+}
+
+// Stores the lanes of one row of cells into the columns of the tile that lie in the box.
+EMBEDMASK_INLINE void store_lanes(const Box& box, const Vec& values, int64_t column, int64_t strip, float* tile_row) {
+  for (int64_t i = 0; i < kLanes; ++i, column += box.stage.upscale) {
+    if (column >= box.cols.begin && column < box.cols.end) tile_row[(column - strip + 1) * box.stride] = values[i];
+  }
+}
+
+// Fills the tile with the strip that begins at grid column `x`. Column 0 keeps the last column of the strip before.
+EMBEDMASK_INLINE void compute_strip(const Box& box, int64_t x, Scratch& scratch) {
+  const MaskStage& stage = box.stage;
+  const int64_t upscale = stage.upscale, strip = x * upscale;
+  std::fill(scratch.tile.begin() + box.stride, scratch.tile.end(), stage.outside);
+
+  const int64_t size = stage.channels * upscale * kLanes;
+  float* before = scratch.grid_rows.data();
+  float* here = before + size;
+  float* after = here + size;
+  const int64_t begin = box.rows.begin / upscale, end = (box.rows.end - 1) / upscale + 1;
+  resize_grid_row(box, begin, x, here);
+  if (begin > 0) {
+    resize_grid_row(box, begin - 1, x, before);
+  } else {
+    resize_grid_row(box, std::min<int64_t>(1, stage.height - 1), x, after);
+    for (int64_t i = 0; i < size; ++i) before[i] = here[i] + 0 * after[i];
+  }
+  for (int64_t y = begin; y < end; ++y) {
+    if (y + 1 < stage.height) {
+      resize_grid_row(box, y + 1, x, after);
+    } else {
+      std::copy(here, here + size, after);
+    }
+    const int64_t last_row = std::min((y + 1) * upscale, box.rows.end);
+    for (int64_t row = std::max(y * upscale, box.rows.begin); row < last_row; ++row) {
+      const Phase phase = box.phases[row - y * upscale];
+      float* tile_row = scratch.tile.data() + row - box.rows.low;
+      for (int64_t k = 0; k < upscale; k += 2) {
+        const int64_t step = k + 1 < upscale ? kLanes : 0;
+        Vec first, second;
+        log_prob(box, (phase.after ? here : before) + k * kLanes, (phase.after ? after : here) + k * kLanes,
+                 phase.weight, step, first, second);
+        store_lanes(box, first, strip + k, strip, tile_row);
+        if (step) store_lanes(box, second, strip + k + 1, strip, tile_row);
+      }
+    }
+    std::swap(before, here);
+    std::swap(here, after);
+  }
+}
+
+// Tells the sink where pixel column `x` changes; `a` and `b` are the columns of cells it lies between.
+template <typename Sink>
+EMBEDMASK_INLINE void walk_column(const Box& box, int64_t x, const float* a, const float* b, Scratch& scratch,
+                                  Sink& sink) {
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  const float log_thr = box.stage.log_thr, weight = box.stage.cols.weight[x];
+  const Axis& axis = box.stage.rows;
+  float* column = scratch.column.data();
+  uint8_t* on = scratch.on.data();
+  for (int64_t i = 0; i < box.stride; i += kLanes) {
+    const Vec values = lerp(load(a + i), load(b + i), weight);
+    store(column + i, values);
+    const Bytes bytes = __builtin_convertvector(values > log_thr, Bytes) & 1;
+    std::memcpy(on + 1 + i, &bytes, kLanes);
+  }
+  const int64_t reached = box.rows.reached();
+  for (int64_t word = 0; word <= reached; word += 8) {
+    uint64_t here, next;
+    std::memcpy(&here, on + word, 8);
+    std::memcpy(&next, on + word + 1, 8);
+    for (uint64_t changes = here ^ next; changes; changes &= changes - 1) {
+      const int64_t i = word + __builtin_ctzll(changes) / 8;  // between on[i] and on[i + 1]
+      const int64_t y = i == 0         ? box.rows.pixel_begin
+                        : i == reached ? axis.pixels
+                                       : crossing(axis, box.rows.low + i - 1, column[i - 1], column[i], log_thr);
+      sink.change(x, y);
+    }
+  }
+}
+
+// Tells the sink every change of instance n's mask, column by column.
+template <typename Sink>
+EMBEDMASK_INLINE void walk_instance(const MaskStage& stage, int64_t n, const Span& rows, const Span& cols,
+                                         Scratch& scratch, Sink& sink) {
+  const Box box{stage,
+                stage.proposal_embed + n * stage.channels,
+                stage.proposal_margin + n * stage.channels,
+                scratch.phases.data(),
+                rows,
+                cols,
+                round_up(rows.reached(), kLanes)};
+  const int64_t strip_cells = box.strip_cells();
+  scratch.grid_rows.resize(3 * stage.channels * strip_cells);
+  scratch.tile.assign((strip_cells + 2) * box.stride, stage.outside);
+  scratch.column.resize(box.stride);
+  scratch.on.assign(1 + box.stride + 8, 0);
+
+  const Axis& axis = stage.cols;
+  int64_t pixel = cols.pixel_begin;
+  for (int64_t x = cols.begin / stage.upscale; x * stage.upscale < cols.end; x += kLanes) {
+    const int64_t strip = x * stage.upscale;
+    compute_strip(box, x, scratch);
+    const int64_t pixel_end = strip + strip_cells < cols.end ? axis.first[strip + strip_cells - 1] : cols.pixel_end;
+    for (; pixel < pixel_end; ++pixel) {
+      const int64_t cell = axis.index[pixel], next = std::min(cell + 1, axis.cells - 1);
+      const float* tile = scratch.tile.data();
+      walk_column(box, pixel, tile + (cell - strip + 1) * box.stride, tile + (next - strip + 1) * box.stride, scratch,
+                  sink);
+    }
+    std::copy_n(scratch.tile.data() + strip_cells * box.stride, box.stride, scratch.tile.data());
+  }
+}
+
+// Collects changes as a COCO RLE string.
+struct RunSink {
+  RunCoder coder;
+  int64_t height;
+
+  EMBEDMASK_INLINE void change(int64_t x, int64_t y) { coder.change(x * height + y); }
+};
+
+// Marks changes in a bitmap, each as a 1 that flips everything below it.
+struct BitmapSink {
+  uint8_t* mask;
+  int64_t height, width;
+
+  EMBEDMASK_INLINE void change(int64_t x, int64_t y) {
+    if (y < height) mask[y * width + x] ^= 1;
+  }
+};
+
+EMBEDMASK_INLINE void fill_below_body(uint8_t* mask, int64_t height, int64_t width, const Span& rows,
+                                      const Span& cols) {
+  // One row further than the box reaches, as that is where a change at its end was marked.
+  for (int64_t y = rows.pixel_begin + 1; y < std::min(rows.pixel_end + 1, height); ++y) {
+    uint8_t* row = mask + y * width;
+    for (int64_t x = cols.pixel_begin; x < cols.pixel_end; ++x) row[x] ^= row[x - width];
+  }
+}
+
+EMBEDMASK_DISPATCH(walk_runs, walk_instance,
+                   (const MaskStage& stage, int64_t n, const Span& rows, const Span& cols, Scratch& scratch,
+                    RunSink& sink),
+                   (stage, n, rows, cols, scratch, sink))
+
+EMBEDMASK_DISPATCH(walk_bitmap, walk_instance,
+                   (const MaskStage& stage, int64_t n, const Span& rows, const Span& cols, Scratch& scratch,
+                    BitmapSink& sink),
+                   (stage, n, rows, cols, scratch, sink))
+
+EMBEDMASK_DISPATCH(fill_below, fill_below_body,
+                   (uint8_t* mask, int64_t height, int64_t width, const Span& rows, const Span& cols),
+                   (mask, height, width, rows, cols))
+
+// Calls work(n, scratch) for every instance; a thread takes the next one when it is done, as boxes differ in size.
+template <typename Work>
+void for_each_instance(const MaskStage& stage, const Work& work) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), stage.instances), 1, [&](int64_t, int64_t) {
+    Scratch scratch(stage);
+    for (int64_t n = next++; n < stage.instances; n = next++) work(n, scratch);
+  });
+}
+
+}  // namespace
+
+void instance_masks_cpu(const MaskStage& stage, const double* bboxes, double cell, uint8_t* masks) {
+  const int64_t height = stage.rows.pixels, width = stage.cols.pixels;
+  for_each_instance(stage, [&](int64_t n, Scratch& scratch) {
+    uint8_t* mask = masks + n * height * width;
+    std::memset(mask, 0, height * width);
+    const Span rows = span_of(stage.rows, bboxes[n * 4 + 1], bboxes[n * 4 + 3], cell);
+    const Span cols = span_of(stage.cols, bboxes[n * 4], bboxes[n * 4 + 2], cell);
+    if (rows.empty() || cols.empty()) return;
+    BitmapSink sink{mask, height, width};
+    walk_bitmap(stage, n, rows, cols, scratch, sink);
+    fill_below(mask, height, width, rows, cols);
+  });
+}
+
+std::vector<std::vector<uint8_t>> instance_rles_cpu(const MaskStage& stage, const double* bboxes, double cell) {
+  std::vector<std::vector<uint8_t>> strings(stage.instances);
+  for_each_instance(stage, [&](int64_t n, Scratch& scratch) {
+    const Span rows = span_of(stage.rows, bboxes[n * 4 + 1], bboxes[n * 4 + 3], cell);
+    const Span cols = span_of(stage.cols, bboxes[n * 4], bboxes[n * 4 + 2], cell);
+    RunSink sink{RunCoder(strings[n]), stage.rows.pixels};
+    if (!rows.empty() && !cols.empty()) walk_runs(stage, n, rows, cols, scratch, sink);
+    sink.coder.finish(stage.rows.pixels * stage.cols.pixels);
+  });
+  return strings;
+}
+
+}  // namespace embedmask

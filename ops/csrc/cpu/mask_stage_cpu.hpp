@@ -1,0 +1,15 @@
+#pragma once
+
+#include <vector>
+
+#include "../common/mask_stage.hpp"
+
+namespace embedmask {
+
+// `bboxes`: (N, 4) in input pixels; `cell`: input pixels a cell; `masks`: (N, pixels of rows, pixels of cols), 0 or 1.
+void instance_masks_cpu(const MaskStage& stage, const double* bboxes, double cell, uint8_t* masks);
+
+// The same masks as N COCO RLE strings.
+std::vector<std::vector<uint8_t>> instance_rles_cpu(const MaskStage& stage, const double* bboxes, double cell);
+
+}  // namespace embedmask
