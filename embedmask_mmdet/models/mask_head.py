@@ -215,5 +215,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
                 upscale=self.mask_scale,
             )
             if rescale:
-                results.bboxes = scale_boxes(results.bboxes, [1 / factor for factor in img_meta['scale_factor']])
+                # A pipeline that does not resize leaves no factor.
+                scale_factor = img_meta.get('scale_factor', (1.0, 1.0))
+                results.bboxes = scale_boxes(results.bboxes, [1 / factor for factor in scale_factor])
         return results_list

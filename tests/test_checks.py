@@ -1,0 +1,130 @@
+"""Bad data and checkpoints end a run with an error that names them; odd data do not."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from tests.tiny import tiny_cfg, write_tiny_coco
+
+
+@pytest.fixture()
+def cfg(tmp_path):
+    return tiny_cfg(write_tiny_coco(tmp_path / 'data'), tmp_path / 'work')
+
+
+@pytest.fixture()
+def annotations(tmp_path):
+    """Change the annotation file in place."""
+
+    def change(edit):
+        path = tmp_path / 'data' / 'annotations.json'
+        content = json.loads(path.read_text())
+        edit(content)
+        path.write_text(json.dumps(content))
+
+    return change
+
+
+def train(cfg):
+    return Runner.from_cfg(cfg).train()
+
+
+def test_odd_annotations_are_no_errors(cfg, annotations):
+    def edit(content):
+        first, second, third = content['annotations'][:3]
+        first['iscrowd'] = 1
+        second['area'] = 0
+        third['bbox'] = [5, 5, 0, 0]
+        content['images'].append(dict(id=99, file_name='1.png', height=96, width=128))
+        content['annotations'] = [a for a in content['annotations'] if a['image_id'] != 2]
+
+    annotations(edit)
+    cfg.train_dataloader.dataset.filter_cfg = None
+    train(cfg)
+
+
+def test_number_of_classes(cfg):
+    cfg.model.bbox_head.num_classes = 80
+    with pytest.raises(ValueError, match=r'num_classes is 80, but CocoDataset .*annotations.json has 2 classes'):
+        train(cfg)
+
+
+def test_names_of_classes(cfg):
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.metainfo = dict(classes=('disc', 'rectangel'))
+    with pytest.raises(ValueError, match='only 1 of the 2 classes.*rectangel'):
+        train(cfg)
+
+
+def test_classes_that_are_a_string(cfg):
+    cfg.train_dataloader.dataset.metainfo = dict(classes='disc')
+    with pytest.raises((ValueError, TypeError), match='disc'):
+        train(cfg)
+
+
+def test_missing_image(cfg, tmp_path):
+    (tmp_path / 'data' / 'images' / '3.png').unlink()
+    with pytest.raises(FileNotFoundError, match=r'images: 3\.png'):
+        train(cfg)
+
+
+def test_missing_folder(cfg):
+    cfg.train_dataloader.dataset.data_prefix = dict(img='pictures/')
+    with pytest.raises(FileNotFoundError, match='image folder .*pictures.* does not exist'):
+        train(cfg)
+
+
+def test_dataset_without_masks(cfg, annotations):
+    annotations(lambda content: [a.pop('segmentation') for a in content['annotations'][:4]])
+    with pytest.raises(ValueError, match=r'instances without "segmentation", in images 1\.png, 2\.png'):
+        train(cfg)
+
+
+def test_nothing_left_to_train_on(cfg, annotations):
+    annotations(lambda content: content.update(annotations=[]))
+    with pytest.raises(ValueError, match='no images left'):
+        train(cfg)
+
+
+def test_wrapped_datasets_are_checked_too(cfg):
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=cfg.train_dataloader.dataset)
+    cfg.model.bbox_head.num_classes = 3
+    with pytest.raises(ValueError, match='num_classes is 3'):
+        train(cfg)
+
+
+def test_checkpoint_that_is_foreign_at_test(cfg, tmp_path):
+    path = tmp_path / 'mask_rcnn.pth'
+    torch.save(dict(state_dict={'roi_head.bbox_head.fc_cls.weight': torch.zeros(2, 2)}), path)
+    cfg.load_from = str(path)
+    with pytest.raises(ValueError, match=r'mask_rcnn\.pth is no checkpoint of this config.*roi_head'):
+        Runner.from_cfg(cfg).test()
+
+
+def test_training_may_start_from_part_of_the_weights_but_not_from_none(cfg, tmp_path):
+    path = tmp_path / 'start.pth'
+    weights = Runner.from_cfg(cfg).model.backbone.state_dict(prefix='backbone.')
+    torch.save(dict(state_dict=weights), path)
+    cfg.load_from = str(path)
+    train(cfg)
+    torch.save(dict(state_dict={'roi_head.weight': torch.zeros(1)}), path)
+    with pytest.raises(ValueError, match='start.pth is no checkpoint of this config'):
+        train(cfg)
+
+
+@pytest.mark.parametrize('mask_format', ['bitmap', 'rle'])
+def test_train_resume_and_test(cfg, tmp_path, mask_format):
+    cfg.model.test_cfg.update(mask_format=mask_format, score_thr=0.0)
+    train(cfg)
+    cfg.resume = True
+    cfg.train_cfg.max_epochs = 2
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.epoch == 2
+    cfg.resume, cfg.load_from = False, str(tmp_path / 'work' / 'epoch_2.pth')
+    metrics = Runner.from_cfg(cfg).test()
+    assert {'coco/bbox_mAP', 'coco/segm_mAP'} <= metrics.keys()
+    assert all(np.isfinite(value) for value in metrics.values())
