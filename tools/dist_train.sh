@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Train on several GPUs or machines: MMDetection's installed tools/dist_train.sh, starting our train.py.
+usage="usage: dist_train.sh CONFIG GPUS [arguments of train.py]
+
+Variables, as in MMDetection: NNODES (1), NODE_RANK (0), MASTER_ADDR (127.0.0.1), PORT (29500).
+The Python is the one on PATH if it has mmdet (an active environment), else that of .venv, which \`make setup\` makes."
+required=2
+source "$(dirname "${BASH_SOURCE[0]}")/dist_common.sh"
+# Sourced, so that its \$0 is this file and it starts the train.py beside it.
+source "$installed_tools/dist_train.sh"

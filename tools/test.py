@@ -1,0 +1,6 @@
+"""Test a model: MMDetection's installed ``tools/test.py`` with all its arguments, from any folder."""
+
+from run_installed import main
+
+if __name__ == '__main__':
+    main('test.py')
