@@ -17,6 +17,10 @@ from embedmask_mmdet.models import EmbedMask
 MAX_NAMED = 5
 
 
+class InputError(ValueError):
+    """The config, the data and the checkpoint do not go together; the message says what to change."""
+
+
 def name_some(items: list) -> str:
     """Write the first few items of a list, and how many there are."""
     named = ', '.join(map(str, items[:MAX_NAMED]))
@@ -41,20 +45,20 @@ def check_classes(dataset: BaseDataset, num_classes: int) -> None:
         num_classes: Of the box head.
 
     Raises:
-        ValueError: If they differ.
+        InputError: If they differ.
     """
     classes = dataset.metainfo.get('classes')
     if isinstance(classes, str):
-        raise ValueError(f"metainfo.classes of {describe(dataset)} must be a tuple: write ('{classes}',)")
+        raise InputError(f"metainfo.classes of {describe(dataset)} must be a tuple: write ('{classes}',)")
     if classes is not None and len(classes) != num_classes:
-        raise ValueError(
+        raise InputError(
             f'model.bbox_head.num_classes is {num_classes}, but {describe(dataset)} has {len(classes)} classes '
             f'({name_some(list(classes))}): set model.bbox_head.num_classes={len(classes)}, or give '
             'metainfo=dict(classes=...) of every dataloader the classes that you want'
         )
     found = len(getattr(dataset, 'cat_ids', None) or classes or ())
     if classes is not None and found != len(classes):
-        raise ValueError(
+        raise InputError(
             f'{describe(dataset)} has only {found} of the {len(classes)} classes of metainfo.classes '
             f'({name_some(list(classes))}): write the names as in "categories" of the annotation file'
         )
@@ -67,7 +71,7 @@ def check_images(dataset: BaseDataset) -> None:
         dataset: With ``img_path`` in its data.
 
     Raises:
-        FileNotFoundError: If a folder or an image is missing.
+        InputError: If a folder or an image is missing.
     """
     if (getattr(dataset, 'backend_args', None) or {}).get('backend', 'local') != 'local':
         return
@@ -79,13 +83,13 @@ def check_images(dataset: BaseDataset) -> None:
         if '://' in folder or not any(names):
             continue
         if not os.path.isdir(folder):
-            raise FileNotFoundError(
+            raise InputError(
                 f'the image folder {folder} of {describe(dataset)} does not exist (working folder: {os.getcwd()}): '
                 'check data_root and data_prefix'
             )
         missing = sorted(set(names) - set(os.listdir(folder)))
         if missing:
-            raise FileNotFoundError(
+            raise InputError(
                 f'images of {describe(dataset)} are not in {folder}: {name_some(missing)}; add them, or remove them '
                 'from the annotation file'
             )
@@ -98,7 +102,7 @@ def check_masks(dataset: BaseDataset) -> None:
         dataset: With ``instances`` in its data.
 
     Raises:
-        ValueError: If there are boxes without masks.
+        InputError: If there are boxes without masks.
     """
     without = []
     for i in range(len(dataset)):
@@ -106,7 +110,7 @@ def check_masks(dataset: BaseDataset) -> None:
         if any('mask' not in instance and not instance.get('ignore_flag') for instance in info.get('instances', ())):
             without.append(os.path.basename(info['img_path']))
     if without:
-        raise ValueError(
+        raise InputError(
             f'{describe(dataset)} has instances without "segmentation", in images {name_some(without)}: EmbedMask '
             'learns from masks; add them, or remove these annotations'
         )
@@ -125,15 +129,9 @@ def check_dataset(dataset: object, num_classes: int) -> None:
         num_classes: Of the box head.
 
     Raises:
-        ValueError: If there are no images, other classes, or instances without masks.
-        FileNotFoundError: If images are missing.
+        InputError: If images are missing, classes differ, or instances have no masks.
     """
     for each in innermost_datasets(dataset):
-        if len(each) == 0:
-            raise ValueError(
-                f'{describe(each)} has no images left: filter_cfg removes those without instances of the classes '
-                f'{each.metainfo.get("classes")} and those below min_size'
-            )
         check_classes(each, num_classes)
         check_images(each)
         check_masks(each)
@@ -165,7 +163,7 @@ class EmbedMaskCheckHook(Hook):
         missing = sorted(wanted - given)
         complete = runner._resume or not isinstance(runner._train_loop, BaseLoop)
         if missing and (complete or not wanted & given):
-            raise ValueError(
+            raise InputError(
                 f'{runner._load_from} is no checkpoint of this config: {len(missing)} of {len(wanted)} weights are '
                 f'not in it ({name_some(missing)}), it has others ({name_some(sorted(given - wanted))}); give the '
                 'checkpoint and the config that belong together'
