@@ -14,67 +14,131 @@ MIN_PROB = 1e-9
 
 
 def logit_of_log_prob(log_prob: Tensor) -> Tensor:
-    """Turn log-probabilities into logits that are finite for every probability from 0 to 1.
+    """Turn log-probabilities into logits.
 
     Args:
-        log_prob: Any shape, at most 0.
+        log_prob: Any shape, below 0.
 
     Returns:
-        Float32 tensor of the same shape, between ``logit(1e-9)`` and ``logit(1 - 1e-9)``.
+        Tensor of the same shape.
     """
-    log_prob = log_prob.float().clamp(math.log(MIN_PROB), -MIN_PROB)
     return log_prob - torch.log(-torch.expm1(log_prob))
 
 
-def jaccard_steps(target: Tensor) -> Tensor:
+def clamp_log_prob(log_prob: Tensor, keep_saturated_grad: bool = False) -> Tensor:
+    """Clamp log-probabilities where their logits would be infinite.
+
+    Args:
+        log_prob: Any shape, at most 0.
+        keep_saturated_grad: Whether gradients pass where values are clamped.
+
+    Returns:
+        Tensor of the same shape, between ``log(1e-9)`` and ``log(1 - 1e-9)``.
+    """
+    clamped = log_prob.clamp(math.log(MIN_PROB), -MIN_PROB)
+    # The difference is 0, and so exact however far away the clamped value is.
+    return clamped.detach() + (log_prob - log_prob.detach()) if keep_saturated_grad else clamped
+
+
+def hinge_errors(log_prob: Tensor, target: Tensor) -> Tensor:
+    """Compute by how much each pixel's logit falls short of 1 on its own side, at least 0."""
+    logit = logit_of_log_prob(log_prob)
+    return (1 - torch.where(target, logit, -logit)).relu()
+
+
+def has_error(log_prob: Tensor, target: Tensor) -> Tensor:
+    """Tell which pixels' hinge error is above 0, or is no number: that must show in the loss."""
+    enough, too_much = -math.log1p(math.exp(-1)), -math.log1p(math.exp(1))
+    return torch.where(target, log_prob >= enough, log_prob <= too_much).logical_not_()
+
+
+def descending_order(errors: Tensor, rows: Tensor) -> Tensor:
+    """Sort each row's errors, the largest first.
+
+    Args:
+        errors: Float32 ``(K,)``, at least 0.
+        rows: Int64 ``(K,)``, the row of each error, ascending.
+
+    Returns:
+        Int64 ``(K,)``, indices that sort the errors of each row and leave the rows in place.
+    """
+    # Floats that are not negative are ordered as their bits are. Integers, row above bits, sort fastest.
+    bits = errors.view(torch.int32).long()
+    return ((rows << 32) + (torch.iinfo(torch.int32).max - bits)).argsort()
+
+
+def cumsum_by_row(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Sum up integers ``(K,)`` one after another, anew from each row on; ``rows`` as in :func:`descending_order`."""
+    sums = values.new_zeros(num_rows).index_add(0, rows, values)
+    before = sums.cumsum(0) - sums
+    return values.cumsum(0) - before[rows]
+
+
+def jaccard_steps(target: Tensor, rows: Tensor, totals: Tensor) -> Tensor:
     """Compute how much each further misclassified pixel adds to the Jaccard loss (Lovász extension's gradient).
 
     Args:
-        target: Bool ``(N, K)``, pixels in the order in which they are taken to be misclassified.
+        target: Bool ``(K,)``, pixels in the order in which they are taken to be misclassified, row after row.
+        rows: Int64 ``(K,)``, the row of each pixel, ascending.
+        totals: Int64 ``(N,)``, foreground pixels of each row, those among them that are not misclassified as well.
 
     Returns:
-        Float32 ``(N, K)``, not negative; each row's sum is 1.
+        Float32 ``(K,)``, not negative; a row's sum is at most 1.
     """
+    missed = cumsum_by_row(target.long(), rows, len(totals))
+    added = cumsum_by_row((~target).long(), rows, len(totals))
     # An instance without foreground is the limit of a small one: its first pixel counts 1, the others 0.
-    total = target.sum(dim=1, keepdim=True).float().clamp(min=1e-30)
-    missed = target.cumsum(dim=1)
-    added = (~target).cumsum(dim=1)
+    total = totals.float().clamp(min=1e-30)[rows]
     union = total + added
     background_step = (total - missed) / (union * (total + (added - 1)).clamp(min=1e-30))
     return torch.where(target, 1 / union, background_step)
 
 
 @weighted_loss
-def lovasz_hinge(log_prob: Tensor, target: Tensor) -> Tensor:
+def lovasz_hinge(log_prob: Tensor, target: Tensor, keep_saturated_grad: bool = False) -> Tensor:
     """Compute each instance's Lovász hinge (Berman et al., arXiv 1705.08790, equation 12).
 
     Args:
         log_prob: ``(N, ...)``, log-probability of each pixel.
         target: Bool, same shape.
+        keep_saturated_grad: See :class:`LovaszHingeLoss`.
 
     Returns:
         Float32 tensor ``(N,)``.
     """
-    target = target.flatten(1)
-    logit = logit_of_log_prob(log_prob).flatten(1)
-    errors = 1 - torch.where(target, logit, -logit)
-    errors, order = errors.sort(dim=1, descending=True)
-    return (errors.relu() * jaccard_steps(target.gather(1, order))).sum(dim=1)
+    log_prob, target = log_prob.float().flatten(1), target.flatten(1)
+    totals = target.sum(dim=1)
+    # Pixels without error come last in the order and change neither the loss nor the steps of those before them.
+    pixels = has_error(log_prob.detach(), target).flatten().nonzero().squeeze(1)
+    rows = pixels // max(log_prob.shape[1], 1)
+    log_prob, target = log_prob.flatten().gather(0, pixels), target.flatten()[pixels]
+    with torch.no_grad():
+        # Saturated pixels have equal errors. Their own order tells which of them are farther off.
+        order = descending_order(hinge_errors(log_prob.clamp(max=-MIN_PROB), target), rows)
+        steps = torch.empty_like(log_prob).scatter_(0, order, jaccard_steps(target[order], rows, totals))
+    errors = hinge_errors(clamp_log_prob(log_prob, keep_saturated_grad), target)
+    return errors.new_zeros(len(totals)).index_add(0, rows, errors * steps)
 
 
 @MODELS.register_module()
 class LovaszHingeLoss(nn.Module):
     """Lovász hinge on the logits of log-probabilities, finite with finite gradients for every input.
 
+    Memory and time grow with the pixels that are not yet classified with a margin; only those are sorted.
+
     Args:
         loss_weight: What the reduced loss is multiplied by.
         reduction: ``'none'``, ``'mean'`` or ``'sum'`` over instances.
+        keep_saturated_grad: Whether pixels whose probability is below ``1e-9``, where the reference clamps it, keep
+            a gradient. The loss's value is the same. Without it a model whose margins became so sharp that every
+            pixel saturates never learns masks again.
     """
 
-    def __init__(self, loss_weight: float = 0.5, reduction: str = 'mean') -> None:
+    def __init__(self, loss_weight: float = 0.5, reduction: str = 'mean', keep_saturated_grad: bool = False) -> None:
         super().__init__()
         self.loss_weight = loss_weight
         self.reduction = reduction
+        self.keep_saturated_grad = keep_saturated_grad
 
     def forward(
         self,
@@ -96,6 +160,12 @@ class LovaszHingeLoss(nn.Module):
         Returns:
             Float32 scalar, or ``(N,)`` without reduction.
         """
-        reduction = reduction_override or self.reduction
-        loss = lovasz_hinge(log_prob, target, weight, reduction=reduction, avg_factor=avg_factor)
+        loss = lovasz_hinge(
+            log_prob,
+            target,
+            weight,
+            reduction=reduction_override or self.reduction,
+            avg_factor=avg_factor,
+            keep_saturated_grad=self.keep_saturated_grad,
+        )
         return self.loss_weight * loss

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from mmcv.cnn import ConvModule
 from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
+from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
+from mmdet.structures import SampleList
 from mmdet.structures.bbox import scale_boxes
 from mmdet.utils import ConfigType, InstanceList, OptConfigType, OptInstanceList, OptMultiConfig
 from mmengine.model import constant_init
@@ -141,6 +143,34 @@ class EmbedMaskMaskHead(BaseMaskHead):
         feat = self.mask_convs(x[0])
         return (self.conv_embed(feat, self._position[0](feat.shape[-2:], self.stride)),)
 
+    def loss(
+        self,
+        x: tuple[Tensor, ...],
+        batch_data_samples: SampleList,
+        positive_infos: OptInstanceList = None,
+        **kwargs,
+    ) -> dict[str, Tensor]:
+        """Compute the loss as ``BaseMaskHead`` does, but without its copy of all masks to pad them.
+
+        Args:
+            x: As in :meth:`forward`.
+            batch_data_samples: With ``gt_instances``.
+            positive_infos: From ``EmbedMaskBBoxHead.get_positive_infos``.
+            kwargs: Handed on to :meth:`loss_by_feat`.
+
+        Returns:
+            ``loss_mask``.
+        """
+        batch_gt_instances, batch_gt_instances_ignore, batch_img_metas = unpack_gt_instances(batch_data_samples)
+        return self.loss_by_feat(
+            *self(x, positive_infos),
+            batch_gt_instances=batch_gt_instances,
+            batch_img_metas=batch_img_metas,
+            positive_infos=positive_infos,
+            batch_gt_instances_ignore=batch_gt_instances_ignore,
+            **kwargs,
+        )
+
     def loss_by_feat(
         self,
         pixel_embeds: Tensor,
@@ -164,6 +194,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
         mask_embeds = functional.interpolate(
             pixel_embeds, scale_factor=self.mask_scale, mode='bilinear', align_corners=False
         )
+        # The op and the masks are those of one image; everything after them is done for all instances at once.
         compared = [self._compare_single(*image) for image in zip(mask_embeds, positive_infos, batch_gt_instances)]
         log_probs, targets, weights = (torch.cat(parts) for parts in zip(*compared))
         return dict(loss_mask=self.loss_mask(log_probs, targets, weights, avg_factor=len(pixel_embeds)))
