@@ -1,4 +1,7 @@
-_base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py'
+_base_ = [
+    'mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py',
+    './_base_/tta.py'
+]
 
 custom_imports = dict(imports=['embedmask_mmdet'], allow_failed_imports=False)
 
