@@ -1,0 +1,210 @@
+"""The nuclei as a dataset, and what `make demo` does around training and test."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+
+from demo import run_demo
+from tools.dataset_converters import nuclei
+
+ROOT = Path(__file__).resolve().parents[1]
+CUT = 60  # two thirds of the width below
+
+
+@pytest.fixture(scope='module')
+def labels():
+    """Ellipses that touch and overlap, two across the cut; the last leaves 8 pixels on its right side."""
+    labels = np.zeros((80, 90), np.uint16)
+    for label, centre in enumerate([(10, 10), (18, 14), (40, 30), (58, 20), (75, 40), (20, 60), (80, 70)], start=7):
+        cv2.ellipse(labels, centre, (9, 6), 20 * label, 0, 360, label, -1)
+    labels[50:58, 50 : CUT + 1] = 300
+    return labels
+
+
+@pytest.fixture(scope='module')
+def wheel(labels, tmp_path_factory):
+    image = (labels > 0) * 50 + np.arange(labels.size).reshape(labels.shape) % 11
+    path = tmp_path_factory.mktemp('wheel') / 'stardist-0-any.whl'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('stardist-0.dist-info/licenses/LICENSE.txt', 'BSD 3-Clause')
+        for name, array in dict(img2d=image, mask2d=labels).items():
+            encoded = cv2.imencode('.tif', array.astype(np.uint16))[1]
+            archive.writestr(f'stardist/data/images/{name}.tif', encoded.tobytes())
+    return path
+
+
+@pytest.fixture(scope='module')
+def dataset(wheel, tmp_path_factory):
+    out = tmp_path_factory.mktemp('data') / 'nuclei'
+    nuclei.convert(out, wheel)
+    return out
+
+
+def side(labels, split):
+    return labels[:, :CUT] if split == 'train' else labels[:, CUT:]
+
+
+def tools_run(*args, **env):
+    return subprocess.run(
+        [sys.executable, 'tools/dataset_converters/nuclei.py', *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_annotations_are_the_label_image(dataset, labels, split):
+    coco = COCO(dataset / 'annotations' / f'{split}.json')
+    expected = side(labels, split)
+    masks = np.array([coco.annToMask(annotation) for annotation in coco.anns.values()])
+    assert (masks == (expected == np.unique(expected)[1:, None, None])).all()
+    assert [annotation['area'] for annotation in coco.anns.values()] == masks.sum((1, 2)).tolist()
+    assert cv2.imread(str(dataset / 'images' / f'{split}.png')).shape[:2] == expected.shape
+
+
+def test_what_is_left_of_a_nucleus_at_the_cut_counts_unless_it_is_tiny(dataset):
+    crowd = {
+        split: [a['iscrowd'] for a in COCO(dataset / f'annotations/{split}.json').anns.values()]
+        for split in ('train', 'test')
+    }
+    assert sum(crowd['train']) == 0
+    assert crowd['test'].count(1) == 1
+    assert len(crowd['train']) + len(crowd['test']) == 8 + 2
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_mmdetection_reads_the_masks_exactly(dataset, labels, split):
+    config = Config.fromfile(ROOT / run_demo.CONFIG)
+    init_default_scope('mmdet')
+    expected = side(labels, split)
+    loaded = DATASETS.build(
+        {
+            **config.test_dataloader.dataset,
+            'data_root': str(dataset),
+            'ann_file': f'annotations/{split}.json',
+            'pipeline': [config.test_pipeline[0], config.test_pipeline[2]],
+        }
+    )[0]
+    assert (loaded['gt_masks'].to_ndarray() == (expected == np.unique(expected)[1:, None, None])).all()
+    assert loaded['img'].shape == (*expected.shape, 3)
+
+
+def test_licence_comes_along(dataset):
+    assert (dataset / 'LICENSE.txt').read_text() == 'BSD 3-Clause'
+
+
+def test_image_is_stretched_to_8_bits():
+    image = np.linspace(100, 1100, 1001).reshape(7, 143).astype(np.uint16)
+    stretched = nuclei.to_8bit(image, reference=image)
+    assert stretched.dtype == np.uint8
+    assert stretched.min() == 0 and stretched.max() == 255
+    assert abs(int(stretched.flat[500]) - 127.5) < 1
+    assert (nuclei.to_8bit(np.full((4, 4), 9, np.uint16), np.full((4, 4), 9, np.uint16)) == 0).all()
+
+
+def test_existing_dataset_is_left_alone(dataset, tmp_path, capsys):
+    (tmp_path / 'mine').write_text('kept')
+    nuclei.convert(tmp_path)
+    assert 'remove it' in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ['mine']
+
+
+@pytest.mark.parametrize('content', ['no archive', 'no image in it', 'nothing'])
+def test_wrong_wheel_is_named(tmp_path, content):
+    wheel = tmp_path / 'wrong.whl'
+    if content == 'no archive':
+        wheel.write_text('?')
+    elif content == 'no image in it':
+        zipfile.ZipFile(wheel, 'w').close()
+    run = tools_run('--out', tmp_path / 'out', '--wheel', wheel)
+    assert run.returncode == 1
+    assert run.stderr.startswith(f'ERROR: {wheel} is not the wheel') and 'Traceback' not in run.stderr
+    assert not (tmp_path / 'out').exists()
+
+
+def test_no_network_says_what_to_do(tmp_path):
+    offline = dict(PIP_INDEX_URL='http://localhost:9/', PIP_EXTRA_INDEX_URL='', PIP_FIND_LINKS='', PIP_RETRIES='0')
+    run = tools_run('--out', tmp_path / 'out', PIP_CONFIG_FILE='/dev/null', **offline)
+    assert run.returncode == 1
+    assert 'pip download' in run.stderr and '--wheel FILE' in run.stderr and 'Traceback' not in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_show_truth_beside_prediction(dataset, labels, tmp_path):
+    coco = COCO(dataset / 'annotations/test.json')
+    masks = [annotation['segmentation'] for annotation in coco.anns.values()]
+    found = dict(masks=masks, scores=np.linspace(0.9, 0.1, len(masks)))
+    pictures = run_demo.draw_pictures(coco, [dict(img_id=1, pred_instances=found)], dataset / 'images', tmp_path)
+
+    assert pictures == [tmp_path / 'test.png']
+    picture = cv2.imread(str(pictures[0]))[40:].astype(int)
+    height, width = side(labels, 'test').shape
+    assert picture.shape == (4 * height, 2 * 4 * width, 3)
+    coloured = np.ptp(picture, axis=2)[2::4, 2::4] > 30
+    assert coloured[:, :width][side(labels, 'test') > 0].all()
+    shown = mask_utils.decode([mask for mask, score in zip(masks, found['scores']) if score > run_demo.DRAWN_SCORE])
+    assert coloured[:, width:][shown.any(axis=2)].all()
+    unseen = (side(labels, 'test') > 0) & ~cv2.dilate(shown.max(axis=2), np.ones((3, 3))).astype(bool)
+    assert unseen.any() and not coloured[:, width:][unseen].any()
+
+
+def test_picture_without_detections(dataset, tmp_path):
+    coco = COCO(dataset / 'annotations/test.json')
+    nothing = dict(img_id=1, pred_instances=dict(masks=[], scores=np.zeros(0)))
+    assert run_demo.draw_pictures(coco, [nothing], dataset / 'images', tmp_path)[0].exists()
+
+
+def test_colours_differ():
+    assert len(set(run_demo.distinct_colors(40))) == 40
+
+
+def test_training_is_repeated_unless_it_was_finished_with_this_config(tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text('train_cfg = dict(max_iters=20)')
+
+    def finished(iterations):
+        (tmp_path / f'iter_{iterations}.pth').touch()
+        (tmp_path / 'last_checkpoint').write_text(f'elsewhere/iter_{iterations}.pth')
+        return run_demo.finished_checkpoint(tmp_path, config)
+
+    assert run_demo.finished_checkpoint(tmp_path, config) is None
+    assert finished(10) is None
+    assert finished(20) == tmp_path / 'iter_20.pth'
+    config.write_text('train_cfg = dict(max_iters=20, val_interval=5)')
+    newer = (tmp_path / 'iter_20.pth').stat().st_mtime + 1
+    os.utime(config, (newer, newer))
+    assert run_demo.finished_checkpoint(tmp_path, config) is None
+
+
+def test_failing_stage_ends_the_demo(capfd, tmp_path):
+    (tmp_path / 'broken.py').write_text('raise SystemExit("disk full")')
+    with pytest.raises(SystemExit, match='ERROR: training failed'):
+        run_demo.run_stage('training', str(tmp_path / 'broken.py'))
+    assert 'disk full' in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_demo_reaches_its_figures_and_does_not_train_twice(tmp_path):
+    command = [sys.executable, str(ROOT / 'demo/run_demo.py'), '--work-dir', 'here']
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    ap, ap50 = map(float, re.search(r'^segm  AP (\S+)  AP50 (\S+)$', first, re.M).groups())
+    assert ap >= 0.55 and ap50 >= 0.88
+    assert (tmp_path / 'here/pictures/test.png').stat().st_size > 100_000
+
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert 'training: was done before' in second
+    assert f'segm  AP {ap:.3f}  AP50 {ap50:.3f}' in second
