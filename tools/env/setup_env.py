@@ -189,6 +189,13 @@ def explain_failure(log: str) -> str:
     return next((advice for pattern, advice in reasons.items() if re.search(pattern, log)), '')
 
 
+def quote_errors(log: str) -> str:
+    """Return the last lines of a program's output that speak of an error, or else its last lines."""
+    lines = log.strip().splitlines()
+    errors = [line for line in lines if re.search(r'error|not found|No such', line, re.IGNORECASE)]
+    return ''.join(f'\n  | {line[:200]}' for line in (errors or lines)[-5:])
+
+
 class Programs:
     """Programs that run side by side; none outlives the set-up."""
 
@@ -227,8 +234,7 @@ class Programs:
                 del self.running[program]
                 if program.returncode:
                     text = log.read_text(errors='replace')
-                    last = ''.join(f'\n  | {line[:300]}' for line in text.strip().splitlines()[-8:])
-                    raise SetupError(f'{explain_failure(text)} It ended with:{last}\nAll of it: {log}'.strip())
+                    raise SetupError(f'{explain_failure(text)}{quote_errors(text)}\nAll of it: {log}')
             if time.monotonic() - reported > 30:
                 reported = time.monotonic()
                 say('.', end='')
