@@ -4,6 +4,7 @@
 // the log-probabilities live on cells and are resized once more to the pixels of the original image.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -60,6 +61,21 @@ struct Phase {
 EMBEDMASK_HOST_DEVICE Phase phase_of(int64_t k, int64_t upscale) {
   const double offset = (k + 0.5) / upscale - 0.5;
   return offset < 0 ? Phase{false, static_cast<float>(1 + offset)} : Phase{true, static_cast<float>(offset)};
+}
+
+// The same for one cell, clamped to the grid. Before the first grid row stands that row, with weight 0 for the second, so
+// that a value that is not finite spreads as in PyTorch.
+struct Neighbours {
+  int64_t first, second;
+  float weight;  // of the second
+};
+
+EMBEDMASK_HOST_DEVICE Neighbours neighbours_of(int64_t cell, int64_t upscale, int64_t size) {
+  const int64_t here = cell / upscale;
+  const Phase phase = phase_of(cell - here * upscale, upscale);
+  if (here == 0 && !phase.after) return {0, size > 1 ? 1 : 0, 0.0f};
+  if (!phase.after) return {here - 1, here, phase.weight};
+  return {here, here + 1 < size ? here + 1 : here, phase.weight};
 }
 
 template <typename T>
