@@ -39,7 +39,8 @@ def run_stage(name: str, script: str, *args: str | Path) -> float:
 
 def finished_checkpoint(work_dir: Path, config: Path) -> Path | None:
     """Return the checkpoint of a training that came to its end and is newer than its config, or None."""
-    checkpoint = work_dir / f'iter_{Config.fromfile(config).train_cfg.max_iters}.pth'
+    max_iters = Config.fromfile(config, import_custom_modules=False).train_cfg.max_iters
+    checkpoint = work_dir / f'iter_{max_iters}.pth'
     pointer = work_dir / 'last_checkpoint'
     # The pointer is written after the checkpoint, so that one cut short in writing is not taken for finished.
     if not pointer.exists() or Path(pointer.read_text()).name != checkpoint.name or not checkpoint.exists():
