@@ -24,6 +24,7 @@ def load(name):
 @pytest.fixture
 def setup_env(tmp_path, monkeypatch):
     module = load('setup_env')
+    monkeypatch.setattr(module, 'ROOT', tmp_path)
     monkeypatch.setattr(module, 'LOG_DIR', tmp_path / 'logs')
     monkeypatch.setattr(module, 'VENV', tmp_path / '.venv')
     monkeypatch.setattr(module, 'VENV_PYTHON', tmp_path / '.venv/bin/python')
@@ -222,8 +223,7 @@ def test_failure_is_explained(setup_env, log, advice):
     assert bool(advice) == bool(setup_env.explain_failure(log))
 
 
-def test_failing_program_is_quoted_and_ends_the_others(setup_env, monkeypatch):
-    monkeypatch.setattr(setup_env, 'ROOT', setup_env.LOG_DIR.parent)
+def test_failing_program_is_quoted_and_ends_the_others(setup_env):
     programs = setup_env.Programs()
     other = programs.start('other', [sys.executable, '-c', 'import time; time.sleep(60)'])
     programs.start('bad', [sys.executable, '-c', 'print("ERROR: [Errno 28] No space left on device"); exit(1)'])
@@ -231,6 +231,14 @@ def test_failing_program_is_quoted_and_ends_the_others(setup_env, monkeypatch):
         programs.wait()
     programs.stop()
     assert other.poll() is not None
+
+
+def test_next_set_up_waits_for_what_a_killed_one_left_running(setup_env):
+    with setup_env.only_one_at_a_time() as lock:
+        programs = setup_env.Programs(lock)
+        programs.start('left', [sys.executable, '-c', 'import time; time.sleep(1); print("ended")'])
+    with setup_env.only_one_at_a_time():
+        assert (setup_env.LOG_DIR / 'left.log').read_text() == 'ended\n'
 
 
 def test_program_prints_the_python_of_the_active_environment(tmp_path):

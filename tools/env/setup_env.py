@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,7 +200,9 @@ def quote_errors(log: str) -> str:
 class Programs:
     """Programs that run side by side; none outlives the set-up."""
 
-    def __init__(self) -> None:
+    def __init__(self, lock: int | None = None) -> None:
+        # Held open by the programs too: should the set-up be killed, the next one waits until they have ended.
+        self.inherited = () if lock is None else (lock,)
         self.running: dict[subprocess.Popen, Path] = {}
 
     def start(self, name: str, command: list[str | Path]) -> subprocess.Popen:
@@ -215,6 +218,7 @@ class Programs:
                 env=child_environment(),
                 cwd=ROOT,
                 start_new_session=True,
+                pass_fds=self.inherited,
             )
         self.running[program] = log
         return program
@@ -258,10 +262,10 @@ def pip_install(*arguments: str | Path) -> list[str | Path]:
 class Setup:
     """The steps that make ``.venv``, each done once."""
 
-    def __init__(self) -> None:
+    def __init__(self, lock: int | None = None) -> None:
         self.state = read_state()
         self.kind = self.state.get('kind') or ('gpu' if has_gpu() else 'cpu')
-        self.programs = Programs()
+        self.programs = Programs(lock)
         self.steps = {
             'environment': (self.make_environment, [str(ROOT)]),
             'torch': (self.install_torch, [TORCH_VERSION, self.kind, REQUIREMENTS / 'build.txt']),
@@ -412,8 +416,8 @@ def chain_digests(inputs: dict[str, list[str | Path]]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def only_one_at_a_time():
-    """Hold a lock on the set-up of this folder, so that two do not write to one environment."""
+def only_one_at_a_time() -> Iterator[int]:
+    """Hold a lock on the set-up of this folder, so that two do not write to one environment; give its descriptor."""
     import fcntl
 
     LOG_DIR.mkdir(parents=True, exist_ok=True)
@@ -423,7 +427,7 @@ def only_one_at_a_time():
         except OSError:
             say('Another set-up is at work in this folder; waiting for it.')
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock.fileno()
 
 
 def main() -> int:
@@ -433,8 +437,8 @@ def main() -> int:
     try:
         ready = find_ready_python()
         if ready is None:
-            with only_one_at_a_time():
-                Setup().run()
+            with only_one_at_a_time() as lock:
+                Setup(lock).run()
     except SetupError as error:
         say(f'The set-up failed. {error}')
         return 1

@@ -1,0 +1,182 @@
+"""The tools as a user calls them: from any folder, with MMDetection's arguments, and with paths that are wrong."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import tiny_cfg, write_tiny_coco
+
+ROOT = Path(__file__).parents[1]
+TOOLS = ROOT / 'tools'
+COCO_CONFIG = ROOT / 'configs' / 'embedmask_r50_1x_coco.py'
+
+
+def run(command, cwd, **variables):
+    environment = {**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}', **variables}
+    # Away from the project the tools must find the package themselves.
+    environment.pop('PYTHONPATH', None)
+    command = [str(part) for part in command]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def run_tool(name, *arguments, cwd):
+    return run([sys.executable, TOOLS / name, *arguments], cwd)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Train for one epoch with ``tools/train.py`` from a folder that is not the project's."""
+    folder = tmp_path_factory.mktemp('elsewhere')
+    cfg = tiny_cfg(write_tiny_coco(folder / 'data'), folder / 'unused')
+    cfg.pop('work_dir')
+    cfg.test_cfg = dict(type='TestLoop')
+    cfg.dump(folder / 'tiny.py')
+    result = run_tool('train.py', 'tiny.py', '--cfg-options', 'model.test_cfg.score_thr=0.0', cwd=folder)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder
+
+
+def test_train_writes_to_work_dirs_of_the_calling_folder(trained):
+    work_dir = trained / 'work_dirs' / 'tiny'
+    assert (work_dir / 'epoch_1.pth').is_file()
+    assert (work_dir / 'last_checkpoint').read_text().endswith('epoch_1.pth')
+    assert 'score_thr=0.0' in (work_dir / 'tiny.py').read_text()
+
+
+def test_test_reports_metrics_dumps_and_draws(trained):
+    arguments = ('--work-dir', 'results', '--out', 'out.pkl', '--show-dir', 'drawn')
+    options = ('--cfg-options', 'model.test_cfg.score_thr=0.0')
+    result = run_tool('test.py', 'tiny.py', 'work_dirs/tiny/epoch_1.pth', *arguments, *options, cwd=trained)
+    assert result.returncode == 0, result.stderr[-3000:]
+    (metrics,) = trained.glob('results/*/*.json')
+    assert {'coco/bbox_mAP', 'coco/segm_mAP'} <= set(json.loads(metrics.read_text()))
+    predictions = pickle.loads((trained / 'out.pkl').read_bytes())
+    assert len(predictions) == 4
+    assert len(list(trained.glob('results/*/drawn/*.png'))) == 4
+
+
+def test_resume_goes_on_with_the_next_epoch(trained):
+    arguments = ('--resume', 'work_dirs/tiny/epoch_1.pth', '--auto-scale-lr', '--work-dir', 'resumed')
+    result = run_tool('train.py', 'tiny.py', *arguments, '--cfg-options', 'train_cfg.max_epochs=2', cwd=trained)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert torch.load(trained / 'resumed' / 'epoch_2.pth', weights_only=True)['meta']['epoch'] == 2
+    assert not (trained / 'resumed' / 'epoch_1.pth').exists()
+
+
+@pytest.mark.slow
+def test_amp_trains(trained):
+    # Without a GPU MMEngine takes bfloat16, which has no loss scale to be dynamic.
+    result = run_tool('train.py', 'tiny.py', '--amp', '--work-dir', 'amp', cwd=trained)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_test_time_augmentation_is_handed_on(trained):
+    result = run_tool('test.py', 'tiny.py', 'work_dirs/tiny/epoch_1.pth', '--tta', '--work-dir', 'tta', cwd=trained)
+    assert 'Cannot find ``tta_model`` in config' in result.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_test(trained):
+    train = ('tiny.py', '2', '--work-dir', 'dist')
+    result = run(['bash', TOOLS / 'dist_train.sh', *train], trained, PORT='29641')
+    assert result.returncode == 0, result.stderr[-3000:]
+    test = ('tiny.py', 'dist/epoch_1.pth', '2', '--out', 'dist.pkl', '--work-dir', 'dist')
+    result = run(['bash', TOOLS / 'dist_test.sh', *test], trained, PORT='29642')
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(pickle.loads((trained / 'dist.pkl').read_bytes())) == 4
+
+
+@pytest.mark.slow
+def test_two_nodes_train(trained):
+    def command(rank):
+        environment = {**os.environ, 'NNODES': '2', 'NODE_RANK': str(rank), 'PORT': '29643'}
+        environment['PATH'] = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+        arguments = ['bash', str(TOOLS / 'dist_train.sh'), 'tiny.py', '1', '--work-dir', 'nodes']
+        return subprocess.Popen(arguments, cwd=trained, env=environment, stdout=subprocess.DEVNULL)
+
+    nodes = [command(rank) for rank in range(2)]
+    assert [node.wait(300) for node in nodes] == [0, 0]
+    (log,) = trained.glob('nodes/*/*.log')
+    assert 'Distributed launcher: pytorch' in log.read_text()
+
+
+def error_of(result):
+    """Return what a failed tool said, which must be short."""
+    assert result.returncode != 0
+    assert 'Traceback' not in result.stderr
+    return ' '.join(line for line in result.stderr.splitlines() if 'Warning' not in line)
+
+
+@pytest.mark.parametrize('name', ['train.py', 'test.py'])
+def test_no_arguments_print_the_usage(tmp_path, name):
+    assert f'usage: {name}' in error_of(run_tool(name, cwd=tmp_path))
+
+
+def test_wrong_config_is_named_with_the_nearest(tmp_path):
+    error = error_of(run_tool('train.py', 'embedmask_r50_1x.py', cwd=tmp_path))
+    assert 'the config embedmask_r50_1x.py does not exist' in error
+    assert str(COCO_CONFIG) in error
+
+
+def test_wrong_config_without_a_near_one_lists_all(tmp_path):
+    assert str(COCO_CONFIG) in error_of(run_tool('train.py', 'zzz.py', cwd=tmp_path))
+
+
+def test_wrong_checkpoint_is_named_with_those_there(tmp_path):
+    (tmp_path / 'epoch_11.pth').touch()
+    error = error_of(run_tool('test.py', COCO_CONFIG, 'epoch_12.pth', cwd=tmp_path))
+    assert 'the checkpoint epoch_12.pth does not exist' in error
+    assert 'epoch_11.pth' in error
+    error = error_of(run_tool('train.py', COCO_CONFIG, '--resume', 'nowhere/epoch_12.pth', cwd=tmp_path))
+    assert 'nor does the folder nowhere' in error
+
+
+def test_truncated_checkpoint_is_named(trained):
+    whole = (trained / 'work_dirs' / 'tiny' / 'epoch_1.pth').read_bytes()
+    (trained / 'cut.pth').write_bytes(whole[: len(whole) // 2])
+    error = error_of(run_tool('test.py', 'tiny.py', 'cut.pth', cwd=trained))
+    assert 'cut.pth is truncated' in error
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'message'),
+    [
+        ('dist_train.sh', [], 'usage: dist_train.sh CONFIG GPUS'),
+        ('dist_test.sh', [COCO_CONFIG, 'a.pth'], 'usage: dist_test.sh CONFIG CHECKPOINT GPUS'),
+        ('dist_train.sh', [COCO_CONFIG, '--amp'], "GPUS must be a number of GPUs on this machine, not '--amp'"),
+        ('dist_train.sh', ['zzz.py', 2], 'the config zzz.py does not exist'),
+        ('dist_test.sh', [COCO_CONFIG, 'a.pth', 2], 'the checkpoint a.pth does not exist'),
+    ],
+)
+def test_wrong_arguments_start_no_processes(tmp_path, name, arguments, message):
+    assert message in error_of(run(['bash', TOOLS / name, *arguments], tmp_path))
+
+
+def test_usage_says_which_python_is_used(tmp_path):
+    result = run(['bash', TOOLS / 'dist_train.sh', '--help'], tmp_path)
+    assert result.returncode == 0
+    assert '.venv' in result.stdout
+
+
+def test_python_without_mmdet_is_told_what_to_do(tmp_path):
+    # -S leaves out the folder of installed packages.
+    code = (
+        f'import sys; sys.path.insert(0, {str(TOOLS)!r}); sys.argv = ["train.py"]; import run_installed; '
+        'run_installed.VENV_PYTHON = run_installed.Path("/nonexistent"); run_installed.main("train.py")'
+    )
+    result = run([sys.executable, '-S', '-c', code], tmp_path)
+    assert 'has no mmdet' in error_of(result)
+    assert 'make setup' in result.stderr
+
+
+def test_make_lists_its_targets():
+    result = run(['make'], ROOT)
+    for target in ('setup', 'demo', 'test', 'test-slow', 'lint', 'format', 'clean'):
+        assert f'make {target} ' in result.stdout
