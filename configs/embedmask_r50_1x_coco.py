@@ -66,4 +66,6 @@ param_scheduler = [
     dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1)
 ]
 
-custom_hooks = [dict(type='EmbedMaskCheckHook')]
+# Training may be interrupted at any moment, and never goes on with numbers that are none.
+default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'))
+custom_hooks = [dict(type='EmbedMaskCheckHook'), dict(type='FiniteLossHook')]

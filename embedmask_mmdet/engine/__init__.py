@@ -1,6 +1,8 @@
-"""What stands around training and testing: checks of the input, and loading of checkpoints."""
+"""What stands around training and testing: checks of input and losses, and checkpoints."""
 
 from embedmask_mmdet.engine.checkpoint import CheckpointError
 from embedmask_mmdet.engine.checks import EmbedMaskCheckHook, InputError
+from embedmask_mmdet.engine.finite import FiniteLossHook
+from embedmask_mmdet.engine.resume import AtomicCheckpointHook
 
-__all__ = ['CheckpointError', 'EmbedMaskCheckHook', 'InputError']
+__all__ = ['AtomicCheckpointHook', 'CheckpointError', 'EmbedMaskCheckHook', 'FiniteLossHook', 'InputError']
