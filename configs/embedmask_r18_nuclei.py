@@ -3,7 +3,8 @@ _base_ = './embedmask_r50_1x_coco.py'
 
 # Nuclei are about 20 pixels wide, so the levels are finer than COCO's: 4, 8 and 16 pixels a cell.
 model = dict(
-    data_preprocessor=dict(mean=[60.0, 60.0, 60.0], std=[60.0, 60.0, 60.0]),
+    # The mean is what padding looks like: here the background's grey.
+    data_preprocessor=dict(mean=[30.0, 30.0, 30.0], std=[50.0, 50.0, 50.0]),
     backbone=dict(
         depth=18,
         base_channels=32,

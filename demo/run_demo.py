@@ -32,20 +32,26 @@ def run_stage(name: str, script: str, *args: str | Path) -> float:
     command = [sys.executable, script, *map(str, args)]
     print(f'\n== {name}: python {shlex.join(command[1:])}', flush=True)
     start = time.perf_counter()
-    if subprocess.run(command).returncode:
+    # Where other programs want the cores too, threads that wait by spinning make training many times slower.
+    environment = {'OMP_WAIT_POLICY': 'passive', **os.environ}
+    if subprocess.run(command, env=environment).returncode:
         sys.exit(f'\nERROR: {name} failed; the lines above say why. `make demo` goes on from there once that is cured.')
     return time.perf_counter() - start
 
 
-def finished_checkpoint(work_dir: Path, config: Path) -> Path | None:
-    """Return the checkpoint of a training that came to its end and is newer than its config, or None."""
+def final_checkpoint(work_dir: Path, config: Path) -> Path:
+    """Return where training leaves its last checkpoint."""
     max_iters = Config.fromfile(config, import_custom_modules=False).train_cfg.max_iters
-    checkpoint = work_dir / f'iter_{max_iters}.pth'
-    pointer = work_dir / 'last_checkpoint'
+    return work_dir / f'iter_{max_iters}.pth'
+
+
+def was_trained(checkpoint: Path, config: Path) -> bool:
+    """Tell whether a training came to its end, with the config as it is now."""
+    pointer = checkpoint.with_name('last_checkpoint')
     # The pointer is written after the checkpoint, so that one cut short in writing is not taken for finished.
-    if not pointer.exists() or Path(pointer.read_text()).name != checkpoint.name or not checkpoint.exists():
-        return None
-    return checkpoint if checkpoint.stat().st_mtime > config.stat().st_mtime else None
+    if not checkpoint.exists() or not pointer.exists() or Path(pointer.read_text()).name != checkpoint.name:
+        return False
+    return checkpoint.stat().st_mtime > config.stat().st_mtime
 
 
 def distinct_colors(number: int) -> list[tuple[int, int, int]]:
@@ -106,14 +112,12 @@ def draw_pictures(dataset: COCO, predictions: list[dict], image_dir: Path, out: 
     return files
 
 
-def train(work_dir: Path) -> tuple[Path, float]:
-    """Train unless that was done before; return the checkpoint and the seconds it took."""
-    seconds = 0.0
-    if finished_checkpoint(work_dir, CONFIG):
+def train(work_dir: Path, checkpoint: Path) -> float:
+    """Train unless that was done before; return the seconds it took."""
+    if was_trained(checkpoint, CONFIG):
         print(f'\n== training: was done before. To train anew, remove {work_dir}', flush=True)
-    else:
-        seconds = run_stage('training', 'tools/train.py', CONFIG, '--work-dir', work_dir)
-    return finished_checkpoint(work_dir, CONFIG), seconds
+        return 0.0
+    return run_stage('training', 'tools/train.py', CONFIG, '--work-dir', work_dir)
 
 
 def test(work_dir: Path, checkpoint: Path) -> tuple[dict[str, float], list[dict], float]:
@@ -135,7 +139,8 @@ def main() -> None:
         work_dir = work_dir.relative_to(ROOT)
 
     seconds = dict(data=run_stage('data', 'tools/dataset_converters/nuclei.py', '--out', DATA))
-    checkpoint, seconds['training'] = train(work_dir)
+    checkpoint = final_checkpoint(work_dir, CONFIG)
+    seconds['training'] = train(work_dir, checkpoint)
     metrics, predictions, seconds['test'] = test(work_dir, checkpoint)
 
     start = time.perf_counter()

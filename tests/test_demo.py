@@ -176,18 +176,21 @@ def test_training_is_repeated_unless_it_was_finished_with_this_config(tmp_path):
     config = tmp_path / 'config.py'
     config.write_text('train_cfg = dict(max_iters=20)')
 
-    def finished(iterations):
+    checkpoint = run_demo.final_checkpoint(tmp_path, config)
+    assert checkpoint == tmp_path / 'iter_20.pth'
+
+    def trained(iterations):
         (tmp_path / f'iter_{iterations}.pth').touch()
         (tmp_path / 'last_checkpoint').write_text(f'elsewhere/iter_{iterations}.pth')
-        return run_demo.finished_checkpoint(tmp_path, config)
+        return run_demo.was_trained(checkpoint, config)
 
-    assert run_demo.finished_checkpoint(tmp_path, config) is None
-    assert finished(10) is None
-    assert finished(20) == tmp_path / 'iter_20.pth'
-    config.write_text('train_cfg = dict(max_iters=20, val_interval=5)')
-    newer = (tmp_path / 'iter_20.pth').stat().st_mtime + 1
+    assert not run_demo.was_trained(checkpoint, config)
+    assert not trained(10)
+    os.utime(config, (0, 0))
+    assert trained(20)
+    newer = checkpoint.stat().st_mtime + 1
     os.utime(config, (newer, newer))
-    assert run_demo.finished_checkpoint(tmp_path, config) is None
+    assert not run_demo.was_trained(checkpoint, config)
 
 
 def test_failing_stage_ends_the_demo(capfd, tmp_path):
