@@ -5,6 +5,9 @@ PYTHON3 := $(shell for python in python3 python3.11 python3.12 python3.10; do \
 # Sets $$python in a recipe, or ends it.
 ENVIRONMENT = if [ -z "$(PYTHON3)" ]; then echo 'Python 3.10, 3.11 or 3.12 is needed on PATH.' >&2; exit 1; fi; \
 	python=$$($(PYTHON3) tools/env/setup_env.py) || exit
+# An active environment is used as it is, so it may lack these.
+TEST_TOOLS = $$python -c 'import hypothesis, nbclient, pytest, ruff' 2>/dev/null || \
+	{ echo "$$python lacks tools of the tests: $$python -m pip install -r requirements/test.txt" >&2; exit 1; }
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -20,16 +23,16 @@ demo: ## train, test and draw the small model on a real microscopy image (about 
 	@$(ENVIRONMENT); $$python demo/run_demo.py
 
 test: ## run the tests but for the slow ones (PYTEST_ARGS="-k name" to choose)
-	@$(ENVIRONMENT); $$python -m pytest -m 'not slow' $(PYTEST_ARGS)
+	@$(ENVIRONMENT); $(TEST_TOOLS); $$python -m pytest -m 'not slow' $(PYTEST_ARGS)
 
 test-slow: ## run the slow tests
-	@$(ENVIRONMENT); $$python -m pytest -m slow $(PYTEST_ARGS)
+	@$(ENVIRONMENT); $(TEST_TOOLS); $$python -m pytest -m slow $(PYTEST_ARGS)
 
 lint: ## check style and format
-	@$(ENVIRONMENT); $$python -m ruff check && $$python -m ruff format --check
+	@$(ENVIRONMENT); $(TEST_TOOLS); $$python -m ruff check && $$python -m ruff format --check
 
 format: ## mend style and format
-	@$(ENVIRONMENT); $$python -m ruff check --fix; $$python -m ruff format
+	@$(ENVIRONMENT); $(TEST_TOOLS); $$python -m ruff check --fix; $$python -m ruff format
 
 clean: ## remove the environment, caches and results of builds (not data and work_dirs)
 	rm -rf .venv .cache build dist *.egg-info .pytest_cache .ruff_cache .hypothesis embedmask_mmdet/_ext*.so
