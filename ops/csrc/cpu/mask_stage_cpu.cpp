@@ -24,27 +24,23 @@ constexpr int64_t kLanes = Simd<float>::kLanes;  // grid columns of a strip
 
 // What one thread needs, reused from box to box. Its size is that of a strip, whatever the box and the image.
 struct Scratch {
-  std::vector<Phase> phases;     // (upscale)
   std::vector<float> grid_rows;  // (3, D, upscale, kLanes): differences to the proposal, resized along x
   std::vector<float> tile;       // (1 + kLanes * upscale + 1, stride): log-probabilities, a column contiguous
   std::vector<float> column;     // (stride): those of a column of pixels
   std::vector<uint8_t> on;       // (1 + stride + 8): whether each is above the threshold, between zeros
-
-  explicit Scratch(const MaskStage& stage) {
-    for (int64_t k = 0; k < stage.upscale; ++k) phases.push_back(phase_of(k, stage.upscale));
-  }
 };
 
-// One box at work.
+// One box at work. kUpscale is the stage's, known to the compiler, or 0.
+template <int64_t kUpscale>
 struct Box {
   const MaskStage& stage;
   const float* proposal_embed;
   const float* proposal_margin;
-  const Phase* phases;
   Span rows, cols;
   int64_t stride;  // floats of a column of cells
 
-  EMBEDMASK_INLINE int64_t strip_cells() const { return kLanes * stage.upscale; }
+  EMBEDMASK_INLINE int64_t upscale() const { return kUpscale ? kUpscale : stage.upscale; }
+  EMBEDMASK_INLINE int64_t strip_cells() const { return kLanes * upscale(); }
 };
 
 // The grid columns x - 1, x, x + 1 for kLanes columns from `x` on, where not all of them are inside the grid. Before the
@@ -59,8 +55,10 @@ EMBEDMASK_INLINE void load_at_border(const float* row, int64_t x, int64_t width,
 }
 
 // Differences of grid row `y` to the proposal, resized along x: kLanes grid columns from `x` on.
-EMBEDMASK_INLINE void resize_grid_row(const Box& box, int64_t y, int64_t x, float* resized) {
+template <int64_t kUpscale>
+EMBEDMASK_INLINE void resize_grid_row(const Box<kUpscale>& box, int64_t y, int64_t x, float* resized) {
   const MaskStage& stage = box.stage;
+  const int64_t upscale = box.upscale();
   const bool at_border = x < 1 || x + kLanes >= stage.width;
   for (int64_t c = 0; c < stage.channels; ++c) {
     const float* row = stage.pixel_embed + (c * stage.height + y) * stage.width;
@@ -72,19 +70,20 @@ EMBEDMASK_INLINE void resize_grid_row(const Box& box, int64_t y, int64_t x, floa
     }
     // The difference first: what is interpolated is small where the mask's border is, and so is its rounding.
     before -= box.proposal_embed[c], here -= box.proposal_embed[c], after -= box.proposal_embed[c];
-    for (int64_t k = 0; k < stage.upscale; ++k, resized += kLanes) {
-      const Phase phase = box.phases[k];
+    for (int64_t k = 0; k < upscale; ++k, resized += kLanes) {
+      const Phase phase = phase_of(k, upscale);
       store(resized, phase.after ? lerp(here, after, phase.weight) : lerp(before, here, phase.weight));
     }
   }
 }
 
 // Log-probabilities of two neighbouring columns' lanes on one row of cells.
-EMBEDMASK_INLINE void log_prob(const Box& box, const float* a, const float* b, float weight, int64_t step, Vec& first,
+template <int64_t kUpscale>
+EMBEDMASK_INLINE void log_prob(const Box<kUpscale>& box, const float* a, const float* b, float weight, int64_t step, Vec& first,
                                Vec& second) {
   first = second = Vec{};
   for (int64_t c = 0; c < box.stage.channels; ++c) {
-    const int64_t at = c * box.stage.upscale * kLanes;
+    const int64_t at = c * box.strip_cells();
     const Vec x = lerp(load(a + at), load(b + at), weight);
     const Vec y = lerp(load(a + at + step), load(b + at + step), weight);
     first -= box.proposal_margin[c] * x * x;
@@ -93,16 +92,18 @@ EMBEDMASK_INLINE void log_prob(const Box& box, const float* a, const float* b, f
 }
 
 // Stores the lanes of one row of cells into the columns of the tile that lie in the box.
-EMBEDMASK_INLINE void store_lanes(const Box& box, const Vec& values, int64_t column, int64_t strip, float* tile_row) {
-  for (int64_t i = 0; i < kLanes; ++i, column += box.stage.upscale) {
+template <int64_t kUpscale>
+EMBEDMASK_INLINE void store_lanes(const Box<kUpscale>& box, const Vec& values, int64_t column, int64_t strip, float* tile_row) {
+  for (int64_t i = 0; i < kLanes; ++i, column += box.upscale()) {
     if (column >= box.cols.begin && column < box.cols.end) tile_row[(column - strip + 1) * box.stride] = values[i];
   }
 }
 
 // Fills the tile with the strip that begins at grid column `x`. Column 0 keeps the last column of the strip before.
-EMBEDMASK_INLINE void compute_strip(const Box& box, int64_t x, Scratch& scratch) {
+template <int64_t kUpscale>
+EMBEDMASK_INLINE void compute_strip(const Box<kUpscale>& box, int64_t x, Scratch& scratch) {
   const MaskStage& stage = box.stage;
-  const int64_t upscale = stage.upscale, strip = x * upscale;
+  const int64_t upscale = box.upscale(), strip = x * upscale;
   std::fill(scratch.tile.begin() + box.stride, scratch.tile.end(), stage.outside);
 
   const int64_t size = stage.channels * upscale * kLanes;
@@ -125,7 +126,7 @@ EMBEDMASK_INLINE void compute_strip(const Box& box, int64_t x, Scratch& scratch)
     }
     const int64_t last_row = std::min((y + 1) * upscale, box.rows.end);
     for (int64_t row = std::max(y * upscale, box.rows.begin); row < last_row; ++row) {
-      const Phase phase = box.phases[row - y * upscale];
+      const Phase phase = phase_of(row - y * upscale, upscale);
       float* tile_row = scratch.tile.data() + row - box.rows.low;
       for (int64_t k = 0; k < upscale; k += 2) {
         const int64_t step = k + 1 < upscale ? kLanes : 0;
@@ -142,8 +143,8 @@ EMBEDMASK_INLINE void compute_strip(const Box& box, int64_t x, Scratch& scratch)
 }
 
 // Tells the sink where pixel column `x` changes; `a` and `b` are the columns of cells it lies between.
-template <typename Sink>
-EMBEDMASK_INLINE void walk_column(const Box& box, int64_t x, const float* a, const float* b, Scratch& scratch,
+template <int64_t kUpscale, typename Sink>
+EMBEDMASK_INLINE void walk_column(const Box<kUpscale>& box, int64_t x, const float* a, const float* b, Scratch& scratch,
                                   Sink& sink) {
   typedef int8_t Bytes __attribute__((vector_size(kLanes)));
   const float log_thr = box.stage.log_thr, weight = box.stage.cols.weight[x];
@@ -172,13 +173,12 @@ EMBEDMASK_INLINE void walk_column(const Box& box, int64_t x, const float* a, con
 }
 
 // Tells the sink every change of instance n's mask, column by column.
-template <typename Sink>
-EMBEDMASK_INLINE void walk_instance(const MaskStage& stage, int64_t n, const Span& rows, const Span& cols,
+template <int64_t kUpscale, typename Sink>
+EMBEDMASK_INLINE void walk_upscaled(const MaskStage& stage, int64_t n, const Span& rows, const Span& cols,
                                          Scratch& scratch, Sink& sink) {
-  const Box box{stage,
+  const Box<kUpscale> box{stage,
                 stage.proposal_embed + n * stage.channels,
                 stage.proposal_margin + n * stage.channels,
-                scratch.phases.data(),
                 rows,
                 cols,
                 round_up(rows.reached(), kLanes)};
@@ -190,8 +190,8 @@ EMBEDMASK_INLINE void walk_instance(const MaskStage& stage, int64_t n, const Spa
 
   const Axis& axis = stage.cols;
   int64_t pixel = cols.pixel_begin;
-  for (int64_t x = cols.begin / stage.upscale; x * stage.upscale < cols.end; x += kLanes) {
-    const int64_t strip = x * stage.upscale;
+  for (int64_t x = cols.begin / box.upscale(); x * box.upscale() < cols.end; x += kLanes) {
+    const int64_t strip = x * box.upscale();
     compute_strip(box, x, scratch);
     const int64_t pixel_end = strip + strip_cells < cols.end ? axis.first[strip + strip_cells - 1] : cols.pixel_end;
     for (; pixel < pixel_end; ++pixel) {
@@ -201,6 +201,16 @@ EMBEDMASK_INLINE void walk_instance(const MaskStage& stage, int64_t n, const Spa
                   sink);
     }
     std::copy_n(scratch.tile.data() + strip_cells * box.stride, box.stride, scratch.tile.data());
+  }
+}
+
+template <typename Sink>
+EMBEDMASK_INLINE void walk_instance(const MaskStage& stage, int64_t n, const Span& rows, const Span& cols,
+                                    Scratch& scratch, Sink& sink) {
+  if (stage.upscale == 2) {
+    walk_upscaled<2>(stage, n, rows, cols, scratch, sink);
+  } else {
+    walk_upscaled<0>(stage, n, rows, cols, scratch, sink);
   }
 }
 
@@ -250,7 +260,7 @@ template <typename Work>
 void for_each_instance(const MaskStage& stage, const Work& work) {
   std::atomic<int64_t> next{0};
   at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), stage.instances), 1, [&](int64_t, int64_t) {
-    Scratch scratch(stage);
+    Scratch scratch;
     for (int64_t n = next++; n < stage.instances; n = next++) work(n, scratch);
   });
 }
