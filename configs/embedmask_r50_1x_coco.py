@@ -68,4 +68,8 @@ param_scheduler = [
 
 # Training may be interrupted at any moment, and never goes on with numbers that are none.
 default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'))
-custom_hooks = [dict(type='EmbedMaskCheckHook'), dict(type='FiniteLossHook')]
+custom_hooks = [
+    dict(type='EmbedMaskCheckHook'),
+    dict(type='FiniteLossHook'),
+    dict(type='CompileModelOnlyHook')
+]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import torch
+from mmdet.registry import HOOKS
 from mmengine.config import Config
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -63,3 +66,11 @@ class Record(Hook):
 def largest_difference(state_dict: dict, other: dict) -> float:
     """Compare two models' weights."""
     return max(float((torch.as_tensor(other[name]) - weight).abs().max()) for name, weight in state_dict.items())
+
+
+@HOOKS.register_module(force=True)
+class WriteLosses(Record):
+    """Leaves each process's losses in the folder of the run."""
+
+    def after_train(self, runner: Runner) -> None:
+        Path(runner.work_dir, f'losses{get_rank()}.json').write_text(json.dumps(self.losses))
