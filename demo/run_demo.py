@@ -65,7 +65,7 @@ def draw_instances(image: np.ndarray, masks: list[np.ndarray], title: str, zoom:
 
     Args:
         image: `(h, w, 3)` uint8, RGB.
-        masks: Of `(h, w)`, not 0 inside.
+        masks: Of `(h, w)` uint8, not 0 inside.
         title: One line of text.
         zoom: By how much both are enlarged.
 
@@ -74,10 +74,17 @@ def draw_instances(image: np.ndarray, masks: list[np.ndarray], title: str, zoom:
     """
     size = (image.shape[1] * zoom, image.shape[0] * zoom)
     visualizer = Visualizer(image=cv2.resize(image, size, interpolation=cv2.INTER_CUBIC))
-    for mask, color in zip(masks, distinct_colors(len(masks))):
-        mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-        visualizer.draw_binary_masks(mask.astype(bool), colors=color, alphas=0.35)
-        visualizer.draw_polygons(bitmap_to_polygon(mask)[0], edge_colors=color, line_widths=2)
+    if masks:
+        enlarged = np.stack([cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST) for mask in masks])
+        outlines = [bitmap_to_polygon(mask)[0] for mask in enlarged]
+        colors = distinct_colors(len(masks))
+        # All at once, as each call of the visualizer draws everything before it again.
+        visualizer.draw_binary_masks(enlarged.astype(bool), colors=colors, alphas=0.35)
+        visualizer.draw_polygons(
+            [polygon for polygons in outlines for polygon in polygons],
+            edge_colors=[color for color, polygons in zip(colors, outlines) for _ in polygons],
+            line_widths=2,
+        )
     bar = np.zeros((40, size[0], 3), np.uint8)
     cv2.putText(bar, title, (10, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
     return np.vstack([bar, visualizer.get_image()])
