@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import gc
 import math
+import os
 import platform
 import re
 import statistics
@@ -240,7 +241,8 @@ def measure(methods: dict[str, Method], device: str, rounds: int) -> dict[str, t
     """Measure median milliseconds and extra bytes of methods that take turns; quick ones run several times a turn."""
     timings, extra = {}, {}
     for name, method in methods.items():
-        run_once(method, device)
+        if name.startswith('kernels'):
+            run_once(method, device)  # their memory is so little that what a first call sets up would show
         extra[name] = extra_bytes(method, device)
         timings[name] = []
     for _ in range(rounds):
@@ -281,6 +283,11 @@ def describe_machine(device: str) -> str:
         f'{cpu} ({capability}), {torch.get_num_threads()} threads{gpu}; Python {platform.python_version()}, '
         f'torch {torch.__version__}, mmdet {mmdet.__version__}.'
     )
+
+
+def describe_load() -> str:
+    """Say how busy the machine is with other work, which stretches every time here."""
+    return f' Load average {os.getloadavg()[1]:.1f} over the 5 minutes before.'
 
 
 def format_case(instances: int, ori_shape: tuple[int, int], runs: dict[str, tuple[float, int]]) -> list[str]:
@@ -339,7 +346,7 @@ def main() -> None:
         'written straight down for all instances. The others begin with what their mask stage is given by the rest of '
         f'the network. What needs more than {args.memory:g} GB is left out.',
         '',
-        describe_machine(args.device),
+        describe_machine(args.device) + describe_load(),
         '',
     ]
     for i in range(len(CASES)) if args.cases is None else args.cases:

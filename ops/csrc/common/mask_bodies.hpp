@@ -39,6 +39,12 @@ struct BoxPlans {
   }
 };
 
+// Difference to the proposal of a cell on a grid row. What is interpolated is small where the mask's border is, and so is
+// its rounding.
+EMBEDMASK_HOST_DEVICE float difference_at(const float* row, const Neighbours& x, float embed) {
+  return (row[x.here] - embed) + x.weight * (row[x.other] - row[x.here]);
+}
+
 // Log-probability of a cell inside its box.
 EMBEDMASK_HOST_DEVICE float cell_log_prob(const MaskStage& stage, int64_t n, int64_t row, int64_t col) {
   const Neighbours y = neighbours_of(row, stage.upscale, stage.height);
@@ -46,10 +52,9 @@ EMBEDMASK_HOST_DEVICE float cell_log_prob(const MaskStage& stage, int64_t n, int
   float sum = 0;
   for (int64_t c = 0; c < stage.channels; ++c) {
     const float embed = stage.proposal_embed[n * stage.channels + c];
-    const float* first = stage.pixel_embed + (c * stage.height + y.first) * stage.width;
-    const float* second = stage.pixel_embed + (c * stage.height + y.second) * stage.width;
-    const float difference = lerp(lerp(first[x.first] - embed, first[x.second] - embed, x.weight),
-                                  lerp(second[x.first] - embed, second[x.second] - embed, x.weight), y.weight);
+    const float* here = stage.pixel_embed + (c * stage.height + y.here) * stage.width;
+    const float* other = stage.pixel_embed + (c * stage.height + y.other) * stage.width;
+    const float difference = lerp(difference_at(here, x, embed), difference_at(other, x, embed), y.weight);
     sum -= stage.proposal_margin[n * stage.channels + c] * difference * difference;
   }
   return sum;
@@ -168,9 +173,9 @@ inline std::vector<std::vector<uint8_t>> encode_changes(const BoxPlans& boxes, c
   int64_t at = 0;
   for (size_t n = 0; n < strings.size(); ++n) {
     const int64_t column_end = boxes.plans[n].column_begin + boxes.plans[n].pixel_cols();
-    RunCoder coder(strings[n]);
-    for (const int64_t end = column_end > 0 ? ends[column_end - 1] : 0; at < end; ++at) coder.change(changes[at]);
-    coder.finish(pixels);
+    Changes merged;
+    for (const int64_t end = column_end > 0 ? ends[column_end - 1] : 0; at < end; ++at) merged.add(changes[at]);
+    strings[n] = merged.encode(pixels);
   }
   return strings;
 }

@@ -28,6 +28,7 @@ struct Axis {
   const int32_t* index;  // of each pixel
   const float* weight;   // of each pixel, that of the cell after `index`
   const int32_t* first;  // of each cell and one more: the first pixel whose index is not below
+  float pixels_per_cell;
 };
 
 // The part of an axis that a box touches.
@@ -52,30 +53,29 @@ struct MaskStage {
   Axis rows, cols;
 };
 
-// A neighbour pair and its weight in the resize by a whole factor: (cell before, cell) or (cell, cell after).
+// The k-th of the cells that a grid cell becomes lies between it and the grid cell before or after.
 struct Phase {
   bool after;
-  float weight;  // of the pair's second
+  float weight;  // of that neighbour
 };
 
 EMBEDMASK_HOST_DEVICE Phase phase_of(int64_t k, int64_t upscale) {
   const double offset = (k + 0.5) / upscale - 0.5;
-  return offset < 0 ? Phase{false, static_cast<float>(1 + offset)} : Phase{true, static_cast<float>(offset)};
+  return {offset >= 0, static_cast<float>(offset < 0 ? -offset : offset)};
 }
 
-// The same for one cell, clamped to the grid. Before the first grid row stands that row, with weight 0 for the second, so
-// that a value that is not finite spreads as in PyTorch.
+// The same for one cell, clamped to the grid. Before the first grid cell stands that cell, with weight 0 for the second,
+// so that a value that is not finite spreads as in PyTorch.
 struct Neighbours {
-  int64_t first, second;
-  float weight;  // of the second
+  int64_t here, other;
+  float weight;  // of the other
 };
 
 EMBEDMASK_HOST_DEVICE Neighbours neighbours_of(int64_t cell, int64_t upscale, int64_t size) {
-  const int64_t here = cell / upscale;
+  const int64_t here = cell / upscale, next = here + 1 < size ? here + 1 : here;
   const Phase phase = phase_of(cell - here * upscale, upscale);
-  if (here == 0 && !phase.after) return {0, size > 1 ? 1 : 0, 0.0f};
-  if (!phase.after) return {here - 1, here, phase.weight};
-  return {here, here + 1 < size ? here + 1 : here, phase.weight};
+  if (phase.after) return {here, next, phase.weight};
+  return here > 0 ? Neighbours{here, here - 1, phase.weight} : Neighbours{here, next, 0.0f};
 }
 
 template <typename T>
@@ -113,12 +113,9 @@ EMBEDMASK_HOST_DEVICE Span span_of(const Axis& axis, double low_edge, double hig
 EMBEDMASK_HOST_DEVICE int64_t crossing(const Axis& axis, int64_t cell, float a, float b, float log_thr) {
   const int64_t begin = axis.first[cell], end = axis.first[cell + 1];
   const bool on = a > log_thr;
-  int64_t pixel = begin;
-  if (end - begin > 1) {  // start where the straight line crosses
-    const float step = (axis.weight[end - 1] - axis.weight[begin]) / (end - 1 - begin);
-    const float steps = ((log_thr - a) / (b - a) - axis.weight[begin]) / step;
-    pixel = steps > 0 ? (steps < end - begin ? begin + static_cast<int64_t>(steps) : end) : begin;
-  }
+  // Start where the straight line crosses.
+  const float steps = ((log_thr - a) / (b - a) - (end > begin ? axis.weight[begin] : 0)) * axis.pixels_per_cell;
+  int64_t pixel = steps >= 0 ? (steps < end - begin ? begin + static_cast<int64_t>(steps) + 1 : end) : begin;
   while (pixel > begin && pixel_on(a, b, axis.weight[pixel - 1], log_thr) != on) --pixel;
   while (pixel < end && pixel_on(a, b, axis.weight[pixel], log_thr) == on) ++pixel;
   return pixel;
@@ -130,8 +127,10 @@ EMBEDMASK_HOST_DEVICE int64_t crossing(const Axis& axis, int64_t cell, float a, 
 struct AxisTable {
   std::vector<int32_t> index, first;
   std::vector<float> weight;
+  float pixels_per_cell;
 
-  AxisTable(int64_t cells, int64_t size, int64_t pixels) : index(pixels), first(cells + 1), weight(pixels) {
+  AxisTable(int64_t cells, int64_t size, int64_t pixels)
+      : index(pixels), first(cells + 1), weight(pixels), pixels_per_cell(static_cast<float>(size) / cells) {
     const double scale = static_cast<double>(cells) / size;
     int64_t cell = 0;
     for (int64_t i = 0; i < pixels; ++i) {
@@ -146,7 +145,7 @@ struct AxisTable {
 
   Axis view() const {
     return {static_cast<int64_t>(first.size()) - 1, static_cast<int64_t>(index.size()), index.data(), weight.data(),
-            first.data()};
+            first.data(), pixels_per_cell};
   }
 };
 
@@ -155,52 +154,46 @@ inline int64_t resized(int64_t cells, int64_t stride, int64_t img, int64_t ori) 
   return (cells * stride * ori + img - 1) / img;
 }
 
-// Writes a column-major mask as a COCO RLE string, given the pixels at which it changes, in order. Two changes at one
-// pixel are none.
-class RunCoder {
+// The pixels of a column-major mask at which it changes, in order. Two changes at one pixel are none.
+class Changes {
  public:
-  explicit RunCoder(std::vector<uint8_t>& string) : string_(string) {}
+  void clear() { pixels_.clear(); }
 
-  void change(int64_t pixel) {
-    if (pixel == pending_) {
-      pending_ = kNone;
-      return;
+  EMBEDMASK_HOST_DEVICE void add(int64_t pixel) {
+    if (!pixels_.empty() && pixels_.back() == pixel) {
+      pixels_.pop_back();
+    } else {
+      pixels_.push_back(pixel);
     }
-    flush();
-    pending_ = pixel;
   }
 
-  void finish(int64_t pixels) {
-    if (pending_ != pixels) flush();
-    write(pixels - start_);
+  // The COCO RLE string of a mask of `size` pixels. A run is stored as its difference from the run before the last (from
+  // the fourth on), five bits a character.
+  std::vector<uint8_t> encode(int64_t size) const {
+    std::vector<uint8_t> string((pixels_.size() + 1) * kMaxCharacters);
+    uint8_t* next = string.data();
+    int64_t start = 0, last = 0, before_last = 0;
+    const size_t runs = pixels_.size() + (pixels_.empty() || pixels_.back() != size);
+    for (size_t i = 0; i < runs; ++i) {
+      const int64_t end = i < pixels_.size() ? pixels_[i] : size, run = end - start;
+      int64_t rest = i > 2 ? run - before_last : run;
+      start = end, before_last = last, last = run;
+      for (bool more = true; more;) {
+        const int64_t bits = rest & 0x1f;
+        rest >>= 5;
+        more = (bits & 0x10) ? rest != -1 : rest != 0;
+        *next++ = static_cast<uint8_t>((more ? bits | 0x20 : bits) + 48);
+      }
+    }
+    string.resize(next - string.data());
+    string.shrink_to_fit();
+    return string;
   }
 
  private:
-  static constexpr int64_t kNone = -1;
+  static constexpr int kMaxCharacters = 13;  // 64 bits, five at a time
 
-  void flush() {
-    if (pending_ == kNone) return;
-    write(pending_ - start_);
-    start_ = pending_;
-  }
-
-  // A count is stored as its difference from the one before the last (from the fourth on), five bits a character.
-  void write(int64_t count) {
-    int64_t rest = runs_ > 2 ? count - before_last_ : count;
-    before_last_ = last_;
-    last_ = count;
-    ++runs_;
-    bool more = true;
-    while (more) {
-      int64_t bits = rest & 0x1f;
-      rest >>= 5;
-      more = (bits & 0x10) ? rest != -1 : rest != 0;
-      string_.push_back(static_cast<uint8_t>((more ? bits | 0x20 : bits) + 48));
-    }
-  }
-
-  std::vector<uint8_t>& string_;
-  int64_t pending_ = kNone, start_ = 0, runs_ = 0, last_ = 0, before_last_ = 0;
+  std::vector<int64_t> pixels_;
 };
 
 }  // namespace embedmask

@@ -12,22 +12,18 @@
 
 #include "simd.hpp"
 
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "mask_stage_cpu.cpp finds changes in words of bytes, lowest byte first"
-#endif
-
 namespace embedmask {
 namespace {
 
 using Vec = Simd<float>::Vec;
 constexpr int64_t kLanes = Simd<float>::kLanes;  // grid columns of a strip
 
-// What one thread needs, reused from box to box. Its size is that of a strip, whatever the box and the image.
+// What one thread needs, reused from box to box. It grows with a strip and a mask's border, not with the image.
 struct Scratch {
   std::vector<float> grid_rows;  // (3, D, upscale, kLanes): differences to the proposal, resized along x
   std::vector<float> tile;       // (1 + kLanes * upscale + 1, stride): log-probabilities, a column contiguous
   std::vector<float> column;     // (stride): those of a column of pixels
-  std::vector<uint8_t> on;       // (1 + stride + 8): whether each is above the threshold, between zeros
+  Changes changes;               // of one mask
 };
 
 // One box at work. kUpscale is the stage's, known to the compiler, or 0.
@@ -37,7 +33,7 @@ struct Box {
   const float* proposal_embed;
   const float* proposal_margin;
   Span rows, cols;
-  int64_t stride;  // floats of a column of cells
+  int64_t stride;  // floats of a column of cells, at least one more than it reaches
 
   EMBEDMASK_INLINE int64_t upscale() const { return kUpscale ? kUpscale : stage.upscale; }
   EMBEDMASK_INLINE int64_t strip_cells() const { return kLanes * upscale(); }
@@ -47,10 +43,10 @@ struct Box {
 // first column stands the first one, with weight 0 for the second: a value that is not finite spreads as in PyTorch.
 EMBEDMASK_INLINE void load_at_border(const float* row, int64_t x, int64_t width, Vec& before, Vec& here, Vec& after) {
   float values[kLanes + 2];
-  for (int64_t i = 0; i < kLanes + 2; ++i) {
-    const int64_t column = x + i - 1;
-    values[i] = column < 0 ? row[0] + 0 * row[std::min<int64_t>(1, width - 1)] : row[std::min(column, width - 1)];
-  }
+  const int64_t begin = std::max<int64_t>(x - 1, 0), end = std::min(x + kLanes + 1, width);
+  values[0] = row[0] + 0 * row[std::min<int64_t>(1, width - 1)];
+  float* next = std::copy(row + begin, row + end, values + (begin - (x - 1)));
+  std::fill(next, values + kLanes + 2, row[width - 1]);
   before = load(values), here = load(values + 1), after = load(values + 2);
 }
 
@@ -69,10 +65,10 @@ EMBEDMASK_INLINE void resize_grid_row(const Box<kUpscale>& box, int64_t y, int64
       before = load(row + x - 1), here = load(row + x), after = load(row + x + 1);
     }
     // The difference first: what is interpolated is small where the mask's border is, and so is its rounding.
-    before -= box.proposal_embed[c], here -= box.proposal_embed[c], after -= box.proposal_embed[c];
+    const Vec difference = here - box.proposal_embed[c], back = before - here, ahead = after - here;
     for (int64_t k = 0; k < upscale; ++k, resized += kLanes) {
       const Phase phase = phase_of(k, upscale);
-      store(resized, phase.after ? lerp(here, after, phase.weight) : lerp(before, here, phase.weight));
+      store(resized, difference + phase.weight * (phase.after ? ahead : back));
     }
   }
 }
@@ -91,12 +87,10 @@ EMBEDMASK_INLINE void log_prob(const Box<kUpscale>& box, const float* a, const f
   }
 }
 
-// Stores the lanes of one row of cells into the columns of the tile that lie in the box.
+// Stores the lanes of one row of cells into columns of the tile.
 template <int64_t kUpscale>
-EMBEDMASK_INLINE void store_lanes(const Box<kUpscale>& box, const Vec& values, int64_t column, int64_t strip, float* tile_row) {
-  for (int64_t i = 0; i < kLanes; ++i, column += box.upscale()) {
-    if (column >= box.cols.begin && column < box.cols.end) tile_row[(column - strip + 1) * box.stride] = values[i];
-  }
+EMBEDMASK_INLINE void store_lanes(const Box<kUpscale>& box, const Vec& values, float* to) {
+  for (int64_t i = 0; i < kLanes; ++i) to[i * box.upscale() * box.stride] = values[i];
 }
 
 // Fills the tile with the strip that begins at grid column `x`. Column 0 keeps the last column of the strip before.
@@ -104,8 +98,6 @@ template <int64_t kUpscale>
 EMBEDMASK_INLINE void compute_strip(const Box<kUpscale>& box, int64_t x, Scratch& scratch) {
   const MaskStage& stage = box.stage;
   const int64_t upscale = box.upscale(), strip = x * upscale;
-  std::fill(scratch.tile.begin() + box.stride, scratch.tile.end(), stage.outside);
-
   const int64_t size = stage.channels * upscale * kLanes;
   float* before = scratch.grid_rows.data();
   float* here = before + size;
@@ -127,18 +119,22 @@ EMBEDMASK_INLINE void compute_strip(const Box<kUpscale>& box, int64_t x, Scratch
     const int64_t last_row = std::min((y + 1) * upscale, box.rows.end);
     for (int64_t row = std::max(y * upscale, box.rows.begin); row < last_row; ++row) {
       const Phase phase = phase_of(row - y * upscale, upscale);
-      float* tile_row = scratch.tile.data() + row - box.rows.low;
+      float* tile_row = scratch.tile.data() + box.stride + row - box.rows.low;
       for (int64_t k = 0; k < upscale; k += 2) {
         const int64_t step = k + 1 < upscale ? kLanes : 0;
         Vec first, second;
-        log_prob(box, (phase.after ? here : before) + k * kLanes, (phase.after ? after : here) + k * kLanes,
-                 phase.weight, step, first, second);
-        store_lanes(box, first, strip + k, strip, tile_row);
-        if (step) store_lanes(box, second, strip + k + 1, strip, tile_row);
+        log_prob(box, here + k * kLanes, (phase.after ? after : before) + k * kLanes, phase.weight, step, first,
+                 second);
+        store_lanes(box, first, tile_row + k * box.stride);
+        if (step) store_lanes(box, second, tile_row + (k + 1) * box.stride);
       }
     }
     std::swap(before, here);
     std::swap(here, after);
+  }
+  for (int64_t i = 0; i < box.strip_cells(); ++i) {
+    float* column = scratch.tile.data() + (1 + i) * box.stride;
+    if (strip + i < box.cols.begin || strip + i >= box.cols.end) std::fill_n(column, box.stride, stage.outside);
   }
 }
 
@@ -146,29 +142,27 @@ EMBEDMASK_INLINE void compute_strip(const Box<kUpscale>& box, int64_t x, Scratch
 template <int64_t kUpscale, typename Sink>
 EMBEDMASK_INLINE void walk_column(const Box<kUpscale>& box, int64_t x, const float* a, const float* b, Scratch& scratch,
                                   Sink& sink) {
-  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
   const float log_thr = box.stage.log_thr, weight = box.stage.cols.weight[x];
   const Axis& axis = box.stage.rows;
-  float* column = scratch.column.data();
-  uint8_t* on = scratch.on.data();
-  for (int64_t i = 0; i < box.stride; i += kLanes) {
-    const Vec values = lerp(load(a + i), load(b + i), weight);
-    store(column + i, values);
-    const Bytes bytes = __builtin_convertvector(values > log_thr, Bytes) & 1;
-    std::memcpy(on + 1 + i, &bytes, kLanes);
-  }
   const int64_t reached = box.rows.reached();
-  for (int64_t word = 0; word <= reached; word += 8) {
-    uint64_t here, next;
-    std::memcpy(&here, on + word, 8);
-    std::memcpy(&next, on + word + 1, 8);
-    for (uint64_t changes = here ^ next; changes; changes &= changes - 1) {
-      const int64_t i = word + __builtin_ctzll(changes) / 8;  // between on[i] and on[i + 1]
+  float* column = scratch.column.data();
+  uint64_t before = 0;
+  for (int64_t begin = 0; begin < box.stride; begin += 64) {
+    uint64_t on = 0;
+    const int64_t end = std::min(begin + 64, box.stride);
+    for (int64_t i = begin; i < end; i += kLanes) {
+      const Vec values = lerp(load(a + i), load(b + i), weight);
+      store(column + i, values);
+      on |= bits_of(values > log_thr) << (i - begin);
+    }
+    for (uint64_t changes = on ^ (on << 1 | before); changes; changes &= changes - 1) {
+      const int64_t i = begin + __builtin_ctzll(changes);  // row i differs from the one before
       const int64_t y = i == 0         ? box.rows.pixel_begin
                         : i == reached ? axis.pixels
                                        : crossing(axis, box.rows.low + i - 1, column[i - 1], column[i], log_thr);
       sink.change(x, y);
     }
+    before = on >> 63;
   }
 }
 
@@ -181,12 +175,11 @@ EMBEDMASK_INLINE void walk_upscaled(const MaskStage& stage, int64_t n, const Spa
                 stage.proposal_margin + n * stage.channels,
                 rows,
                 cols,
-                round_up(rows.reached(), kLanes)};
+                round_up(rows.reached() + 1, kLanes)};
   const int64_t strip_cells = box.strip_cells();
   scratch.grid_rows.resize(3 * stage.channels * strip_cells);
   scratch.tile.assign((strip_cells + 2) * box.stride, stage.outside);
   scratch.column.resize(box.stride);
-  scratch.on.assign(1 + box.stride + 8, 0);
 
   const Axis& axis = stage.cols;
   int64_t pixel = cols.pixel_begin;
@@ -214,12 +207,12 @@ EMBEDMASK_INLINE void walk_instance(const MaskStage& stage, int64_t n, const Spa
   }
 }
 
-// Collects changes as a COCO RLE string.
+// Collects changes for run lengths.
 struct RunSink {
-  RunCoder coder;
+  Changes& changes;
   int64_t height;
 
-  EMBEDMASK_INLINE void change(int64_t x, int64_t y) { coder.change(x * height + y); }
+  EMBEDMASK_INLINE void change(int64_t x, int64_t y) { changes.add(x * height + y); }
 };
 
 // Marks changes in a bitmap, each as a 1 that flips everything below it.
@@ -286,9 +279,10 @@ std::vector<std::vector<uint8_t>> instance_rles_cpu(const MaskStage& stage, cons
   for_each_instance(stage, [&](int64_t n, Scratch& scratch) {
     const Span rows = span_of(stage.rows, bboxes[n * 4 + 1], bboxes[n * 4 + 3], cell);
     const Span cols = span_of(stage.cols, bboxes[n * 4], bboxes[n * 4 + 2], cell);
-    RunSink sink{RunCoder(strings[n]), stage.rows.pixels};
+    scratch.changes.clear();
+    RunSink sink{scratch.changes, stage.rows.pixels};
     if (!rows.empty() && !cols.empty()) walk_runs(stage, n, rows, cols, scratch, sink);
-    sink.coder.finish(stage.rows.pixels * stage.cols.pixels);
+    strings[n] = scratch.changes.encode(stage.rows.pixels * stage.cols.pixels);
   });
   return strings;
 }

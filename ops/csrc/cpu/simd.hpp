@@ -1,7 +1,12 @@
 // Vectors of 32 bytes in the compilers' own notation, and one build of a function for each instruction set.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
+
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
 
 #define EMBEDMASK_INLINE inline __attribute__((always_inline))
 
@@ -42,6 +47,19 @@ EMBEDMASK_INLINE typename Simd<T>::Vec load(const T* from) {
 template <typename T>
 EMBEDMASK_INLINE void store(T* to, const typename Simd<T>::Vec& vec) {
   std::memcpy(to, &vec, sizeof(vec));
+}
+
+// A bit for each lane of a comparison, the first lane's the lowest.
+EMBEDMASK_INLINE uint64_t bits_of(const Simd<int32_t>::Vec& lanes) {
+#if defined(__x86_64__)
+  __m128 halves[2];
+  std::memcpy(halves, &lanes, sizeof(halves));
+  return static_cast<uint64_t>(_mm_movemask_ps(halves[0]) | _mm_movemask_ps(halves[1]) << 4);
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < Simd<int32_t>::kLanes; ++i) bits |= static_cast<uint64_t>(lanes[i] & 1) << i;
+  return bits;
+#endif
 }
 
 EMBEDMASK_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
