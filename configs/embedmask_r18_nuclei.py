@@ -18,7 +18,8 @@ model = dict(
         frozen_stages=-1,
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
-        init_cfg=None),
+        init_cfg=None,
+    ),
     neck=dict(in_channels=[32, 64, 128], out_channels=64, start_level=0, num_outs=3),
     bbox_head=dict(
         num_classes=1,
@@ -28,11 +29,13 @@ model = dict(
         strides=[4, 8, 16],
         regress_ranges=((-1, 64), (64, 128), (128, 1e8)),
         # About the size of the objects: embeddings then begin by telling neighbours apart.
-        coord_scale=16),
-    mask_head=dict(in_channels=64, feat_channels=64, stacked_convs=2, stride=4))
+        coord_scale=16,
+    ),
+    mask_head=dict(in_channels=64, feat_channels=64, stacked_convs=2, stride=4),
+)
 
 data_root = 'data/nuclei/'
-metainfo = dict(classes=('nucleus', ), palette=[(0, 200, 83)])
+metainfo = dict(classes=('nucleus',), palette=[(0, 200, 83)])
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -42,15 +45,13 @@ train_pipeline = [
     dict(type='RandomCrop', crop_size=(192, 192), recompute_bbox=True),
     dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PhotoMetricDistortion'),
-    dict(type='PackDetInputs')
+    dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(512, 512), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
     batch_size=4,
@@ -62,7 +63,9 @@ train_dataloader = dict(
         metainfo=metainfo,
         ann_file='annotations/train.json',
         data_prefix=dict(img='images/'),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
@@ -71,27 +74,28 @@ val_dataloader = dict(
         metainfo=metainfo,
         ann_file='annotations/test.json',
         data_prefix=dict(img='images/'),
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/test.json')
 test_evaluator = val_evaluator
 
 max_iters = 300
-train_cfg = dict(
-    _delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=10))
+    clip_grad=dict(max_norm=10),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=max_iters, eta_min=0)
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=max_iters, eta_min=0),
 ]
 auto_scale_lr = dict(base_batch_size=4)
 
-default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(by_epoch=False, interval=max_iters))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(by_epoch=False, interval=max_iters))
 log_processor = dict(by_epoch=False, window_size=20)
 visualizer = dict(line_width=1, alpha=0.5)
 randomness = dict(seed=0)

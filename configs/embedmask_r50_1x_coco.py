@@ -1,7 +1,4 @@
-_base_ = [
-    'mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py',
-    './_base_/tta.py'
-]
+_base_ = ['mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py', './_base_/tta.py']
 
 custom_imports = dict(imports=['embedmask_mmdet'], allow_failed_imports=False)
 
@@ -9,14 +6,10 @@ model = dict(
     type='EmbedMask',
     data_preprocessor=dict(
         # The mean that the reference's checkpoints and the ImageNet weights below were trained with.
-        mean=[102.9801, 115.9465, 122.7717]),
+        mean=[102.9801, 115.9465, 122.7717]
+    ),
     backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://detectron/resnet50_caffe')),
-    bbox_head=dict(
-        type='EmbedMaskBBoxHead',
-        embed_dim=16,
-        prior_margin=2.0,
-        fix_margin=False,
-        sample_in_mask=True),
+    bbox_head=dict(type='EmbedMaskBBoxHead', embed_dim=16, prior_margin=2.0, fix_margin=False, sample_in_mask=True),
     mask_head=dict(
         type='EmbedMaskMaskHead',
         in_channels=256,
@@ -26,27 +19,28 @@ model = dict(
         stride=8,
         mask_scale=2,
         box_padding=-1,
-        loss_mask=dict(type='LovaszHingeLoss', loss_weight=0.5)),
+        loss_mask=dict(type='LovaszHingeLoss', loss_weight=0.5),
+    ),
     test_cfg=dict(
         # The reference counts box sizes with + 1, in NMS too.
         nms=dict(type='nms', iou_threshold=0.6, offset=1),
         mask_thr=0.53,
-        mask_format='bitmap'))
+        mask_format='bitmap',
+    ),
+)
 
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args={{_base_.backend_args}}),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs')
+    dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile', backend_args={{_base_.backend_args}}),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 
 # 4 GPUs x 4 images
@@ -63,13 +57,9 @@ optim_wrapper = dict(paramwise_cfg=dict(_delete_=True, custom_keys={'.bias': dic
 
 param_scheduler = [
     dict(type='ConstantLR', factor=1.0 / 3.0, by_epoch=False, begin=0, end=500),
-    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1)
+    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
 ]
 
 # Training may be interrupted at any moment, and never goes on with numbers that are none.
 default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'))
-custom_hooks = [
-    dict(type='EmbedMaskCheckHook'),
-    dict(type='FiniteLossHook'),
-    dict(type='CompileModelOnlyHook')
-]
+custom_hooks = [dict(type='EmbedMaskCheckHook'), dict(type='FiniteLossHook'), dict(type='CompileModelOnlyHook')]

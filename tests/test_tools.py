@@ -143,6 +143,18 @@ def test_wrong_checkpoint_is_named_with_those_there(tmp_path):
     assert 'nor does the folder nowhere' in error
 
 
+def test_data_that_do_not_fit_end_with_one_line(trained):
+    error = error_of(run_tool('train.py', 'tiny.py', '--cfg-options', 'model.bbox_head.num_classes=80', cwd=trained))
+    assert 'num_classes is 80' in error
+    assert 'set model.bbox_head.num_classes=2' in error
+
+
+def test_dataset_without_images_is_explained(trained):
+    options = ('--cfg-options', 'train_dataloader.dataset.filter_cfg.min_size=1000')
+    error = error_of(run_tool('train.py', 'tiny.py', *options, cwd=trained))
+    assert 'a dataset of tiny.py has no images left' in error
+
+
 def test_truncated_checkpoint_is_named(trained):
     whole = (trained / 'work_dirs' / 'tiny' / 'epoch_1.pth').read_bytes()
     (trained / 'cut.pth').write_bytes(whole[: len(whole) // 2])

@@ -105,9 +105,18 @@ def main(name: str) -> None:
     if args.launcher == 'pytorch':
         join_cpu_processes()
 
-    from embedmask_mmdet.engine import CheckpointError
+    from embedmask_mmdet.engine import CheckpointError, InputError
 
     try:
         tool.main()
-    except CheckpointError as error:
+    except (CheckpointError, InputError) as error:
         fail(str(error))
+    except ValueError as error:
+        # MMEngine's words, on building it, for a dataset without images.
+        if 'need at least one array to concatenate' not in str(error):
+            raise
+        fail(
+            f'a dataset of {args.config} has no images left. The annotation file lists none, or filter_cfg removes all: '
+            'those without instances of metainfo.classes (are the names those of "categories"?), and those below '
+            'min_size.'
+        )
