@@ -42,6 +42,8 @@ train_pipeline = [
     # Cropped before it is resized: resizing every mask of the whole image would take longest.
     dict(type='RandomCrop', crop_size=(240, 240), recompute_bbox=True),
     dict(type='RandomResize', scale=(240, 240), ratio_range=(0.8, 1.25), keep_ratio=True),
+    dict(type='Rotate', prob=0.75, max_mag=90.0, img_border_value=30),
+    # Boxes are computed from the masks again, which rotation only makes larger.
     dict(type='RandomCrop', crop_size=(192, 192), recompute_bbox=True),
     dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PhotoMetricDistortion'),
@@ -81,7 +83,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/test.json')
 test_evaluator = val_evaluator
 
-max_iters = 300
+max_iters = 450
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(
     _delete_=True,
