@@ -18,4 +18,5 @@ class CompileModelOnlyHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Let the tracer pass over the update of the weights."""
-        runner.optim_wrapper.update_params = torch.compiler.disable(runner.optim_wrapper.update_params)
+        if runner.cfg.get('compile'):
+            runner.optim_wrapper.update_params = torch.compiler.disable(runner.optim_wrapper.update_params)

@@ -57,13 +57,14 @@ class FiniteLossHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Look at what the model's forward returns from now on."""
-        self._handle = bare_model(runner).register_forward_hook(self._check_losses, with_kwargs=True)
+        # What it decides by numbers cannot be traced.
+        check = torch.compiler.disable(self._check_losses) if runner.cfg.get('compile') else self._check_losses
+        self._handle = bare_model(runner).register_forward_hook(check, with_kwargs=True)
 
     def after_train(self, runner: Runner) -> None:
         """Look no more."""
         self._handle.remove()
 
-    @torch.compiler.disable
     def _check_losses(self, model: EmbedMask, args: tuple, kwargs: dict, losses: dict[str, Tensor]) -> None:
         if kwargs.get('mode') != 'loss':
             return

@@ -11,6 +11,7 @@ import multiprocessing
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import torch
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 from torch import Tensor
+
+warnings.filterwarnings('ignore', '.*meshgrid')
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -35,17 +38,12 @@ Case = tuple[Tensor, list[InstanceData], list[InstanceData]]
 
 
 def draw_masks(num_instances: int, img_shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Draw ellipses of 30 to 300 input pixels, uint8 ``(N, H, W)``."""
+    """Draw ellipses of 30 to 300 input pixels that hide each other, uint8 ``(N, H, W)``."""
     masks = np.zeros((num_instances, *img_shape), np.uint8)
     for mask in masks:
         center = [int(rng.integers(size)) for size in img_shape[::-1]]
         axes = [int(rng.integers(15, 150)) for _ in range(2)]
         cv2.ellipse(mask, center, axes, float(rng.integers(180)), 0, 360, 1, -1)
-    return mask_first(masks)
-
-
-def mask_first(masks: np.ndarray) -> np.ndarray:
-    """Give every pixel to the first instance that covers it."""
     return masks * (masks.cumsum(axis=0) == 1)
 
 
@@ -55,7 +53,8 @@ def embed_image(masks: np.ndarray, weights: str, rng: torch.Generator) -> tuple[
     Args:
         masks: uint8 ``(N, H, W)``.
         weights: ``'fresh'``: positions, and what convolutions of normal(0, 0.01) add to them. ``'trained'``: a code for
-            each instance and one for the background, which blend at the masks' edges.
+            each instance and one for the background, which blend at the masks' edges; one cell in twelve has the code
+            of another instance.
         rng: What numbers are drawn from.
 
     Returns:
@@ -67,12 +66,15 @@ def embed_image(masks: np.ndarray, weights: str, rng: torch.Generator) -> tuple[
     pixel_embed = 0.34 * torch.randn(EMBED_DIM, *grid, generator=rng)
     proposal_embed = 0.34 * torch.randn(len(masks), EMBED_DIM, generator=rng)
     pixel_embed[:2] += position
-    weight = cells / cells.sum(dim=(1, 2), keepdim=True).clamp(min=1)
-    proposal_embed[:, :2] += weight.flatten(1) @ position.flatten(1).t()
+    share = cells / cells.sum(dim=(1, 2), keepdim=True).clamp(min=1)
+    proposal_embed[:, :2] += share.flatten(1) @ position.flatten(1).t()
     if weights == 'trained':
-        codes = 6 * torch.randn(len(masks), EMBED_DIM, generator=rng)
-        pixel_embed = 0.1 * pixel_embed + torch.einsum('nd,nhw->dhw', codes, cells)
-        proposal_embed = codes
+        proposal_embed = 6 * torch.randn(len(masks), EMBED_DIM, generator=rng)
+        owner = torch.cat([torch.full((1, *grid), 0.5), cells]).argmax(dim=0)
+        confused = torch.randint(len(masks) + 1, grid, generator=rng)
+        owner = torch.where(torch.rand(grid, generator=rng) < 1 / 12, confused, owner)
+        codes = torch.cat([torch.zeros(1, EMBED_DIM), proposal_embed])
+        pixel_embed = 0.1 * pixel_embed + codes[owner].permute(2, 0, 1)
     return pixel_embed, InstanceData(
         gt_inds=torch.arange(len(masks)),
         proposal_embed=proposal_embed,
@@ -148,7 +150,7 @@ def measure(name: str, case_args: tuple, threads: int, repeats: int, queue: mult
     before = torch.cuda.memory_allocated() / 2**20 if on_gpu else memory('VmRSS')
     seconds = []
     for i in range(1 + repeats):
-        for tensor in oracle_leaves(case):
+        for tensor in leaves(case):
             tensor.grad = None
         start = time.perf_counter()
         value = loss(*case)
@@ -158,10 +160,10 @@ def measure(name: str, case_args: tuple, threads: int, repeats: int, queue: mult
         seconds.append(time.perf_counter() - start)
         if i == 0:
             most = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else memory('VmHWM')
-    queue.put((min(seconds[1:]), most - before, float(value)))
+    queue.put((min(seconds[1:]), most - before, value.item()))
 
 
-def oracle_leaves(case: Case) -> list[Tensor]:
+def leaves(case: Case) -> list[Tensor]:
     """List the tensors that gradients are taken for."""
     return [case[0], *(info[name] for info in case[1] for name in ('proposal_embed', 'proposal_margin'))]
 
