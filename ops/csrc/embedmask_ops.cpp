@@ -4,6 +4,10 @@
 #include <Python.h>
 #include <torch/library.h>
 
+#ifndef _WIN32
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 
 #include "cpu/log_prob_cpu.hpp"
@@ -63,12 +67,26 @@ std::tuple<Tensor, Tensor, Tensor> embedding_log_prob_backward(const Tensor& gra
   return {grad_pixel_embed, grad_proposal_embed, grad_proposal_margin};
 }
 
+// Bitmaps of zeros. Large ones are mapped here and left to the system, which hands out pages of zeros as they are touched:
+// most of them lie outside the boxes and never are, while at::zeros would write every byte.
+Tensor zeros(at::IntArrayRef shape) {
+  const int64_t bytes = c10::multiply_integers(shape);
+#ifndef _WIN32
+  constexpr int64_t kMapped = 1 << 20;
+  if (bytes >= kMapped) {
+    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TORCH_CHECK(data != MAP_FAILED, "instance_masks: no memory for bitmaps of ", bytes, " bytes");
+    return at::from_blob(data, shape, [bytes](void* mapped) { munmap(mapped, bytes); }, at::kBool);
+  }
+#endif
+  return at::zeros(shape, at::kBool);
+}
+
 Tensor instance_masks(const Tensor& pixel_embed, const Tensor& proposal_embed, const Tensor& proposal_margin,
                       const Tensor& bboxes, const Resize& resize) {
   const embedmask::AxisTable rows = resize.axis(0, pixel_embed.size(1)), cols = resize.axis(1, pixel_embed.size(2));
   const Tensor boxes = boxes_on_host(bboxes);
-  Tensor masks =
-      at::empty({proposal_embed.size(0), resize.ori_shape[0], resize.ori_shape[1]}, pixel_embed.options().dtype(kBool));
+  Tensor masks = zeros({proposal_embed.size(0), resize.ori_shape[0], resize.ori_shape[1]});
   embedmask::instance_masks_cpu(
       mask_stage_of(pixel_embed, proposal_embed, proposal_margin, resize, rows.view(), cols.view()),
       boxes.data_ptr<double>(), resize.cell(), static_cast<uint8_t*>(masks.data_ptr()));

@@ -64,6 +64,15 @@ def test_masks_at_any_size(ori_shape):
     assert masks.any() or ori_shape == (1, 1)
 
 
+def test_large_masks_outlive_the_call():
+    arguments = {**case(instances=8), 'ori_shape': (1800, 2400)}
+    masks = [instance_masks(**arguments) for _ in range(3)]
+    masks[0] |= True
+    assert masks[0].all()
+    assert torch.equal(masks[1], masks[2].clone())
+    assert_masks_are_plain(masks[2], arguments)
+
+
 def test_a_mask_fills_the_image_where_every_pixel_is_the_proposal():
     arguments = case(instances=2)
     arguments['pixel_embed'] = torch.zeros(16, 10, 14)

@@ -264,7 +264,6 @@ void instance_masks_cpu(const MaskStage& stage, const double* bboxes, double cel
   const int64_t height = stage.rows.pixels, width = stage.cols.pixels;
   for_each_instance(stage, [&](int64_t n, Scratch& scratch) {
     uint8_t* mask = masks + n * height * width;
-    std::memset(mask, 0, height * width);
     const Span rows = span_of(stage.rows, bboxes[n * 4 + 1], bboxes[n * 4 + 3], cell);
     const Span cols = span_of(stage.cols, bboxes[n * 4], bboxes[n * 4 + 2], cell);
     if (rows.empty() || cols.empty()) return;

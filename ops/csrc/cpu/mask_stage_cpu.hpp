@@ -6,7 +6,8 @@
 
 namespace embedmask {
 
-// `bboxes`: (N, 4) in input pixels; `cell`: input pixels a cell; `masks`: (N, pixels of rows, pixels of cols), 0 or 1.
+// `bboxes`: (N, 4) in input pixels; `cell`: input pixels a cell; `masks`: (N, pixels of rows,
+// pixels of cols), zeros that become 0 or 1.
 void instance_masks_cpu(const MaskStage& stage, const double* bboxes, double cell, uint8_t* masks);
 
 // The same masks as N COCO RLE strings.
