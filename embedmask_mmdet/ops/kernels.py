@@ -65,7 +65,7 @@ def instance_rles(
     strings, starts = _operators.instance_rles(
         *tensors, stride, img_shape, ori_shape, mask_thr, outside_value(mask_thr), upscale
     )
-    strings, starts, (h, w) = strings.numpy().tobytes(), starts.tolist(), ori_shape
+    strings, starts, (h, w) = strings.numpy().tobytes(), starts.tolist(), map(int, ori_shape)
     return [{'size': [h, w], 'counts': strings[begin:end]} for begin, end in pairwise(starts)]
 
 

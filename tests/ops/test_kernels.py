@@ -1,10 +1,14 @@
 """The kernels against the plain path."""
 
+import ctypes
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -71,6 +75,31 @@ def test_large_masks_outlive_the_call():
     assert masks[0].all()
     assert torch.equal(masks[1], masks[2].clone())
     assert_masks_are_plain(masks[2], arguments)
+
+
+def test_shapes_may_be_numpy_integers():
+    arguments = case()
+    shapes = {name: tuple(np.array(arguments[name])) for name in ('img_shape', 'ori_shape')}
+    rles = instance_rles(**{**arguments, **shapes})
+    assert rles == instance_rles(**arguments)
+    assert json.dumps(rles[0]['size']) == '[61, 47]'
+
+
+def memory(field):
+    return int(re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) / 1024
+
+
+@needs_kernels
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='needs Linux')
+@pytest.mark.parametrize(('instances', 'ori_shape'), [(1000, (480, 640)), (200, (3000, 4000))])
+def test_rles_take_less_than_4_mb(instances, ori_shape):
+    arguments = {**case(instances=instances, grid=(100, 136)), 'ori_shape': ori_shape}
+    instance_rles(**arguments)
+    ctypes.CDLL(None).malloc_trim(0)
+    Path('/proc/self/clear_refs').write_text('5')  # forgets the highest memory so far
+    before = memory('VmRSS')
+    rles = instance_rles(**arguments)
+    assert memory('VmHWM') - before < 4 + sum(len(rle['counts']) for rle in rles) / 2**20
 
 
 def test_a_mask_fills_the_image_where_every_pixel_is_the_proposal():
