@@ -75,8 +75,8 @@ EMBEDMASK_INLINE void resize_grid_row(const Box<kUpscale>& box, int64_t y, int64
 
 // Log-probabilities of two neighbouring columns' lanes on one row of cells.
 template <int64_t kUpscale>
-EMBEDMASK_INLINE void log_prob(const Box<kUpscale>& box, const float* a, const float* b, float weight, int64_t step, Vec& first,
-                               Vec& second) {
+EMBEDMASK_INLINE void log_prob(const Box<kUpscale>& box, const float* a, const float* b, float weight, int64_t step,
+                               Vec& first, Vec& second) {
   first = second = Vec{};
   for (int64_t c = 0; c < box.stage.channels; ++c) {
     const int64_t at = c * box.strip_cells();
@@ -169,13 +169,13 @@ EMBEDMASK_INLINE void walk_column(const Box<kUpscale>& box, int64_t x, const flo
 // Tells the sink every change of instance n's mask, column by column.
 template <int64_t kUpscale, typename Sink>
 EMBEDMASK_INLINE void walk_upscaled(const MaskStage& stage, int64_t n, const Span& rows, const Span& cols,
-                                         Scratch& scratch, Sink& sink) {
+                                    Scratch& scratch, Sink& sink) {
   const Box<kUpscale> box{stage,
-                stage.proposal_embed + n * stage.channels,
-                stage.proposal_margin + n * stage.channels,
-                rows,
-                cols,
-                round_up(rows.reached() + 1, kLanes)};
+                          stage.proposal_embed + n * stage.channels,
+                          stage.proposal_margin + n * stage.channels,
+                          rows,
+                          cols,
+                          round_up(rows.reached() + 1, kLanes)};
   const int64_t strip_cells = box.strip_cells();
   scratch.grid_rows.resize(3 * stage.channels * strip_cells);
   scratch.tile.assign((strip_cells + 2) * box.stride, stage.outside);
