@@ -116,6 +116,15 @@ def best_candidates(gt_inds: Tensor, quality: Tensor, num_gts: int) -> Tensor:
     return chosen[chosen < len(gt_inds)]
 
 
+def any_of_middles(masks: Tensor, dim: int, num_cells: int, stride: int) -> Tensor:
+    """Merge the middle rows (``dim=1``) or columns (``dim=2``) of each cell; what is beyond the masks is 0."""
+    merged = masks.new_zeros(*masks.shape[:dim], num_cells, *masks.shape[dim + 1 :])
+    for middle in {(stride - 1) // 2, stride // 2}:
+        sample = masks[(slice(None),) * dim + (slice(middle, num_cells * stride, stride),)]
+        merged.narrow(dim, 0, sample.shape[dim]).bitwise_or_(sample)
+    return merged
+
+
 def mask_targets(masks: BaseInstanceMasks | Tensor, mask_size: tuple[int, int], mask_stride: int) -> Tensor:
     """Bring masks to the grid on which they are compared with probabilities.
 
@@ -124,19 +133,13 @@ def mask_targets(masks: BaseInstanceMasks | Tensor, mask_size: tuple[int, int], 
     if any of those pixels is.
 
     Args:
-        masks: Of ``N`` instances, in input pixels; beyond them there is background.
+        masks: Of ``N`` instances, in input pixels, bool or integers; beyond them there is background.
         mask_size: Height and width of the grid in cells.
         mask_stride: Input pixels a cell.
 
     Returns:
         Bool tensor ``(N, h, w)`` where the masks lie.
     """
-    masks = masks_as_tensor(masks)
-    middles = {(mask_stride - 1) // 2, mask_stride // 2}
-    height, width = mask_size
-    target = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
-    for row in middles:
-        for column in middles:
-            sample = masks[:, row::mask_stride, column::mask_stride][:, :height, :width] != 0
-            target[:, : sample.shape[1], : sample.shape[2]] |= sample
-    return target
+    # Rows first: they are contiguous, and leave fewer pixels to be picked one by one.
+    masks = any_of_middles(masks_as_tensor(masks), 1, mask_size[0], mask_stride)
+    return any_of_middles(masks, 2, mask_size[1], mask_stride) != 0

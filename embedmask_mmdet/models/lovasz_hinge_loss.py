@@ -49,7 +49,7 @@ def hinge_errors(log_prob: Tensor, target: Tensor) -> Tensor:
 def has_error(log_prob: Tensor, target: Tensor) -> Tensor:
     """Tell which pixels' hinge error is above 0, or is no number: that must show in the loss."""
     enough, too_much = -math.log1p(math.exp(-1)), -math.log1p(math.exp(1))
-    return torch.where(target, log_prob >= enough, log_prob <= too_much).logical_not_()
+    return ~((log_prob >= enough) & target | (log_prob <= too_much) & ~target)
 
 
 def descending_order(errors: Tensor, rows: Tensor) -> Tensor:
