@@ -67,8 +67,8 @@ std::tuple<Tensor, Tensor, Tensor> embedding_log_prob_backward(const Tensor& gra
   return {grad_pixel_embed, grad_proposal_embed, grad_proposal_margin};
 }
 
-// Bitmaps of zeros. Large ones are mapped here and left to the system, which hands out pages of zeros as they are touched:
-// most of them lie outside the boxes and never are, while at::zeros would write every byte.
+// Bitmaps of zeros. Large ones are mapped here and left to the system, which hands out pages of zeros as they are
+// touched: most of them lie outside the boxes and never are, while at::zeros would write every byte.
 Tensor zeros(at::IntArrayRef shape) {
   const int64_t bytes = c10::multiply_integers(shape);
 #ifndef _WIN32

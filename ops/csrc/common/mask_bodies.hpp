@@ -39,8 +39,8 @@ struct BoxPlans {
   }
 };
 
-// Difference to the proposal of a cell on a grid row. What is interpolated is small where the mask's border is, and so is
-// its rounding.
+// Difference to the proposal of a cell on a grid row. What is interpolated is small where the mask's border is, and so
+// is its rounding.
 EMBEDMASK_HOST_DEVICE float difference_at(const float* row, const Neighbours& x, float embed) {
   return (row[x.here] - embed) + x.weight * (row[x.other] - row[x.here]);
 }

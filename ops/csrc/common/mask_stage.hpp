@@ -64,8 +64,8 @@ EMBEDMASK_HOST_DEVICE Phase phase_of(int64_t k, int64_t upscale) {
   return {offset >= 0, static_cast<float>(offset < 0 ? -offset : offset)};
 }
 
-// The same for one cell, clamped to the grid. Before the first grid cell stands that cell, with weight 0 for the second,
-// so that a value that is not finite spreads as in PyTorch.
+// The same for one cell, clamped to the grid. Before the first grid cell stands that cell, with weight 0 for the
+// second, so that a value that is not finite spreads as in PyTorch.
 struct Neighbours {
   int64_t here, other;
   float weight;  // of the other
@@ -167,8 +167,8 @@ class Changes {
     }
   }
 
-  // The COCO RLE string of a mask of `size` pixels. A run is stored as its difference from the run before the last (from
-  // the fourth on), five bits a character.
+  // The COCO RLE string of a mask of `size` pixels. A run is stored as its difference from the run before the last
+  // (from the fourth on), five bits a character.
   std::vector<uint8_t> encode(int64_t size) const {
     std::vector<uint8_t> string((pixels_.size() + 1) * kMaxCharacters);
     uint8_t* next = string.data();

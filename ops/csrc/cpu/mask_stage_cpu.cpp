@@ -39,8 +39,9 @@ struct Box {
   EMBEDMASK_INLINE int64_t strip_cells() const { return kLanes * upscale(); }
 };
 
-// The grid columns x - 1, x, x + 1 for kLanes columns from `x` on, where not all of them are inside the grid. Before the
-// first column stands the first one, with weight 0 for the second: a value that is not finite spreads as in PyTorch.
+// The grid columns x - 1, x, x + 1 for kLanes columns from `x` on, where not all of them are inside the grid. Before
+// the first column stands the first one, with weight 0 for the second, so that a value that is not finite spreads as in
+// PyTorch.
 EMBEDMASK_INLINE void load_at_border(const float* row, int64_t x, int64_t width, Vec& before, Vec& here, Vec& after) {
   float values[kLanes + 2];
   const int64_t begin = std::max<int64_t>(x - 1, 0), end = std::min(x + kLanes + 1, width);
