@@ -273,8 +273,8 @@ def measure_floor(arguments: dict, rounds: int) -> str:
         f'The floor, from the best of {20 * rounds} runs each. The boxes hold {cells:,} cells, {products / 1e6:.1f} '
         f'million multiplications: {product_ms:.2f} ms at the rate of a matrix product on this machine; our run '
         f'lengths take {rle_ms:.2f} ms. The bitmaps are {bitmaps.numel() / 1e6:.1f} MB, which take '
-        f'{best(bitmaps.zero_):.2f} ms to fill with zeros where their memory is already there; ours are pages that the system maps as boxes touch '
-        f'them, {best(partial(ops.instance_masks, **arguments)):.2f} ms with all else.'
+        f'{best(bitmaps.zero_):.2f} ms to fill with zeros where their memory is already there; ours are pages that the '
+        f'system maps as boxes touch them, {best(partial(ops.instance_masks, **arguments)):.2f} ms with all else.'
     )
 
 
