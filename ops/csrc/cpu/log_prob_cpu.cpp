@@ -88,16 +88,20 @@ EMBEDMASK_INLINE void backward_block(const Embeddings<T>& e, const T* grad, int6
   copy_block(e.pixel_embed, e.channels, e.pixels, begin, scratch.block.data());
   std::fill(scratch.grad_block.begin(), scratch.grad_block.end(), T(0));
   for (int64_t n = 0; n < e.instances; ++n) {
-    // A trained net has a gradient on about one pixel in a hundred.
-    const T* row = grad + n * e.pixels + begin;
-    if (std::all_of(row, row + count, [](T value) { return value == 0; })) continue;
+    // A trained net has a gradient on about one pixel in a hundred: only the vectors that hold one are looked at.
     T grad_row[kBlock];
     copy_block(grad + n * e.pixels, 1, e.pixels, begin, grad_row);
+    int64_t chosen[kBlock / kLanes], vectors = 0;
+    for (int64_t i = 0; i < kBlock; i += kLanes) {
+      if (std::any_of(grad_row + i, grad_row + i + kLanes, [](T value) { return value != 0; })) chosen[vectors++] = i;
+    }
+    if (vectors == 0) continue;
     for (int64_t c = 0; c < e.channels; ++c) {
       const int64_t at = n * e.channels + c;
       const T embed = e.proposal_embed[at], margin = e.proposal_margin[at];
       Vec embed_sum = {}, margin_sum = {};
-      for (int64_t i = 0; i < kBlock; i += kLanes) {
+      for (int64_t v = 0; v < vectors; ++v) {
+        const int64_t i = chosen[v];
         const Vec difference = load(scratch.block.data() + c * kBlock + i) - embed;
         const Vec product = load(grad_row + i) * difference;
         T* grad_pixel = scratch.grad_block.data() + c * kBlock + i;
