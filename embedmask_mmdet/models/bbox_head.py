@@ -8,7 +8,7 @@ import torch
 from mmcv.cnn import Scale
 from mmdet.models.dense_heads import FCOSHead
 from mmdet.models.dense_heads.anchor_free_head import AnchorFreeHead
-from mmdet.models.utils import filter_scores_and_topk, multi_apply
+from mmdet.models.utils import multi_apply
 from mmdet.registry import MODELS
 from mmdet.utils import ConfigType, InstanceList, OptInstanceList, OptMultiConfig
 from mmengine.config import ConfigDict
@@ -314,15 +314,18 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
 
         Whether a detection counts at all is decided by its class; which ones are kept, by class and centerness.
         """
-        cls_score, bbox_pred, centerness, embed, margin = (level_map.flatten(1).t() for level_map in maps)
-        class_probs = cls_score.sigmoid()
-        scores = (class_probs * centerness.sigmoid()).masked_fill(class_probs <= cfg.get('score_thr', 0), 0)
-        scores, labels, cells, _ = filter_scores_and_topk(scores, 0, cfg.get('nms_pre', len(scores)))
-        bboxes = self.bbox_coder.decode(points[cells], bbox_pred[cells], max_shape=img_meta['img_shape'])
+        cls_score, bbox_pred, centerness, embed, margin = (level_map.flatten(1) for level_map in maps)
+        # Few of many scores count, so the threshold is brought to the logits and not the logits to probabilities.
+        labels, cells = (cls_score > cls_score.new_tensor(cfg.get('score_thr', 0)).logit()).nonzero(as_tuple=True)
+        scores = cls_score[labels, cells].sigmoid() * centerness[0, cells].sigmoid()
+        nms_pre = cfg.get('nms_pre', -1)
+        scores, order = scores.topk(min(nms_pre, len(scores)) if nms_pre > 0 else len(scores))
+        labels, cells = labels[order], cells[order]
+        bboxes = self.bbox_coder.decode(points[cells], bbox_pred[:, cells].t(), max_shape=img_meta['img_shape'])
         return InstanceData(
             bboxes=bboxes,
             scores=scores,
             labels=labels,
-            proposal_embed=embed[cells],
-            proposal_margin=margin[cells],
+            proposal_embed=embed[:, cells].t(),
+            proposal_margin=margin[:, cells].t(),
         )

@@ -95,6 +95,34 @@ def test_masks_are_the_same_in_both_formats():
     np.testing.assert_array_equal(by_format['rle'].masks.numpy(), by_format['bitmap'].masks.numpy())
 
 
+@pytest.mark.parametrize('nms_pre', [3, 1000, -1])
+@pytest.mark.parametrize('score_thr', [0.0, 0.4])
+def test_classes_decide_what_counts_and_centerness_what_is_kept(nms_pre, score_thr):
+    head = tiny_detector().bbox_head
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(channels, 4, 5, generator=generator) for channels in (2, 4, 1, 16, 16)]
+    points = head.prior_generator.single_level_grid_priors((4, 5), 0, device='cpu')
+    cfg = ConfigDict(score_thr=score_thr, nms_pre=nms_pre)
+    actual = head._candidates_single(maps, points, dict(img_shape=(32, 40)), cfg)
+    probs, centerness = maps[0].sigmoid(), maps[2].sigmoid()
+    expected = sorted(
+        (
+            (float(probs[label, y, x] * centerness[0, y, x]), label, y, x)
+            for label in range(2)
+            for y in range(4)
+            for x in range(5)
+            if probs[label, y, x] > score_thr
+        ),
+        reverse=True,
+    )[: nms_pre if nms_pre > 0 else None]
+    np.testing.assert_allclose(actual.scores, [score for score, *_ in expected], rtol=1e-6)
+    assert actual.labels.tolist() == [label for _, label, *_ in expected]
+    embeds = torch.stack([maps[3][:, y, x] for *_, y, x in expected])
+    assert torch.equal(actual.proposal_embed, embeds)
+    left = [min(max(8 * x + 4 - float(maps[1][0, y, x]), 0), 40) for *_, y, x in expected]
+    np.testing.assert_allclose(actual.bboxes[:, 0], left, rtol=1e-5)
+
+
 @pytest.mark.parametrize('mask_format', ['bitmap', 'rle'])
 def test_no_detections(mask_format):
     model = tiny_detector(tiny_model_cfg(score_thr=0.99, mask_format=mask_format))
