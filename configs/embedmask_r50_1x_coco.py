@@ -61,5 +61,9 @@ param_scheduler = [
 ]
 
 # Training may be interrupted at any moment, and never goes on with numbers that are none.
-default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'))
-custom_hooks = [dict(type='EmbedMaskCheckHook'), dict(type='FiniteLossHook'), dict(type='CompileModelOnlyHook')]
+default_hooks = dict(checkpoint=dict(type='EmbedMaskCheckpointHook'))
+custom_hooks = [
+    dict(type='EmbedMaskCheckHook'),
+    dict(type='EmbedMaskFiniteLossHook'),
+    dict(type='EmbedMaskCompileHook'),
+]

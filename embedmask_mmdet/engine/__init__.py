@@ -2,15 +2,15 @@
 
 from embedmask_mmdet.engine.checkpoint import CheckpointError
 from embedmask_mmdet.engine.checks import EmbedMaskCheckHook, InputError
-from embedmask_mmdet.engine.compiling import CompileModelOnlyHook
-from embedmask_mmdet.engine.finite import FiniteLossHook
-from embedmask_mmdet.engine.resume import AtomicCheckpointHook
+from embedmask_mmdet.engine.compiling import EmbedMaskCompileHook
+from embedmask_mmdet.engine.finite import EmbedMaskFiniteLossHook
+from embedmask_mmdet.engine.resume import EmbedMaskCheckpointHook
 
 __all__ = [
-    'AtomicCheckpointHook',
+    'EmbedMaskCheckpointHook',
     'CheckpointError',
-    'CompileModelOnlyHook',
+    'EmbedMaskCompileHook',
     'EmbedMaskCheckHook',
-    'FiniteLossHook',
+    'EmbedMaskFiniteLossHook',
     'InputError',
 ]

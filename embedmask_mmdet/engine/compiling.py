@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 
 
 @HOOKS.register_module()
-class CompileModelOnlyHook(Hook):
+class EmbedMaskCompileHook(Hook):
     """Keeps the optimizer out of what MMEngine's ``compile=True`` compiles, which is the whole training step.
 
     The tracer fails on the optimizer's parameter groups, which MMEngine makes of its own kind of dict, and would

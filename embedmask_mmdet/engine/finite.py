@@ -44,7 +44,7 @@ def suspects(model: EmbedMask, inputs: Tensor, data_samples: SampleList) -> list
 
 
 @HOOKS.register_module()
-class FiniteLossHook(Hook):
+class EmbedMaskFiniteLossHook(Hook):
     """Ends training with an error, before any weight is updated, when a loss is infinite or NaN.
 
     Checked at each iteration between forward and backward. FCOS's loss has to wait for the device there anyway, to

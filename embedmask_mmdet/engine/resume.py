@@ -44,7 +44,7 @@ def is_whole(path: str | Path) -> bool:
 
 
 @HOOKS.register_module()
-class AtomicCheckpointHook(CheckpointHook):
+class EmbedMaskCheckpointHook(CheckpointHook):
     """MMEngine's ``CheckpointHook``, but training can be killed at any moment and resumed.
 
     Files appear whole or not at all; an outdated checkpoint is removed only after the new one is in its place; and
