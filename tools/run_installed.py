@@ -116,7 +116,7 @@ def main(name: str) -> None:
         if 'need at least one array to concatenate' not in str(error):
             raise
         fail(
-            f'a dataset of {args.config} has no images left. The annotation file lists none, or filter_cfg removes all: '
-            'those without instances of metainfo.classes (are the names those of "categories"?), and those below '
-            'min_size.'
+            f'a dataset of {args.config} has no images left. The annotation file lists none, or filter_cfg removes '
+            'all: those without instances of metainfo.classes (are the names those of "categories"?), and those '
+            'below min_size.'
         )

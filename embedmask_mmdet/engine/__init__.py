@@ -7,10 +7,10 @@ from embedmask_mmdet.engine.finite import EmbedMaskFiniteLossHook
 from embedmask_mmdet.engine.resume import EmbedMaskCheckpointHook
 
 __all__ = [
-    'EmbedMaskCheckpointHook',
     'CheckpointError',
-    'EmbedMaskCompileHook',
     'EmbedMaskCheckHook',
+    'EmbedMaskCheckpointHook',
+    'EmbedMaskCompileHook',
     'EmbedMaskFiniteLossHook',
     'InputError',
 ]
