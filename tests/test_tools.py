@@ -149,6 +149,12 @@ def test_data_that_do_not_fit_end_with_one_line(trained):
     assert 'set model.bbox_head.num_classes=2' in error
 
 
+def test_missing_annotation_file_is_named(trained):
+    options = ('--cfg-options', 'train_dataloader.dataset.ann_file=nowhere.json')
+    error = error_of(run_tool('train.py', 'tiny.py', *options, cwd=trained))
+    assert 'nowhere.json does not exist (working folder' in error
+
+
 def test_dataset_without_images_is_explained(trained):
     options = ('--cfg-options', 'train_dataloader.dataset.filter_cfg.min_size=1000')
     error = error_of(run_tool('train.py', 'tiny.py', *options, cwd=trained))

@@ -111,6 +111,11 @@ def main(name: str) -> None:
         tool.main()
     except (CheckpointError, InputError) as error:
         fail(str(error))
+    except FileNotFoundError as error:
+        fail(
+            f'{error.filename or error} does not exist (working folder: {Path.cwd()}). Put or link the data there, or '
+            'set data_root, ann_file and data_prefix of the dataloaders, and ann_file of the evaluators.'
+        )
     except ValueError as error:
         # MMEngine's words, on building it, for a dataset without images.
         if 'need at least one array to concatenate' not in str(error):
