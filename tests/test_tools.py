@@ -155,6 +155,12 @@ def test_missing_annotation_file_is_named(trained):
     assert 'nowhere.json does not exist (working folder' in error
 
 
+def test_missing_weights_to_start_from_are_named_once(trained):
+    error = error_of(run_tool('train.py', 'tiny.py', '--cfg-options', 'load_from=nowhere.pth', cwd=trained))
+    assert error.count('does not exist') == 1
+    assert 'The checkpoint nowhere.pth does not exist' in error
+
+
 def test_dataset_without_images_is_explained(trained):
     options = ('--cfg-options', 'train_dataloader.dataset.filter_cfg.min_size=1000')
     error = error_of(run_tool('train.py', 'tiny.py', *options, cwd=trained))

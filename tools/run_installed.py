@@ -112,8 +112,10 @@ def main(name: str) -> None:
     except (CheckpointError, InputError) as error:
         fail(str(error))
     except FileNotFoundError as error:
+        if error.filename is None:  # said in full where it was raised
+            fail(str(error))
         fail(
-            f'{error.filename or error} does not exist (working folder: {Path.cwd()}). Put or link the data there, or '
+            f'{error.filename} does not exist (working folder: {Path.cwd()}). Put or link the data there, or '
             'set data_root, ann_file and data_prefix of the dataloaders, and ann_file of the evaluators.'
         )
     except ValueError as error:
