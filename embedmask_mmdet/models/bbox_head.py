@@ -48,6 +48,7 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         num_classes: ``C``, without background.
         in_channels: Channels of the feature maps.
         embed_dim: ``D``, of which the first two are spatial.
+        embed_reduce_factor: What the box tower's features are divided by before the embedding's convolution.
         coord_scale: Input pixels that make one unit of spatial embedding.
         prior_margin: Distance between embeddings at which the initial margin gives the probability 0.5.
         fix_margin: Whether every margin keeps its initial value instead of being predicted.
@@ -71,6 +72,7 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         num_classes: int,
         in_channels: int,
         embed_dim: int = 16,
+        embed_reduce_factor: float = 1.0,
         coord_scale: float = 100.0,
         prior_margin: float = 2.0,
         fix_margin: bool = False,
@@ -88,6 +90,7 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         if not prior_margin > 0:
             raise ValueError(f'prior_margin must be above 0, got {prior_margin}')
         self.embed_dim = embed_dim
+        self.embed_reduce_factor = embed_reduce_factor
         self.coord_scale = coord_scale
         self.log_initial_margin = math.log(-math.log(0.5) / prior_margin**2)
         self.fix_margin = fix_margin
@@ -116,7 +119,7 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
     def _init_layers(self) -> None:
         super()._init_layers()
         self.position = PositionEmbedding(self.coord_scale)
-        self.conv_embed = EmbeddingConv(self.feat_channels, self.embed_dim)
+        self.conv_embed = EmbeddingConv(self.feat_channels, self.embed_dim, self.embed_reduce_factor)
         if not self.fix_margin:
             self.conv_margin = nn.Conv2d(self.feat_channels, self.embed_dim, 3, padding=1)
             self.margin_scales = nn.ModuleList(Scale(1.0) for _ in self.strides)

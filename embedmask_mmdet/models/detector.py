@@ -8,6 +8,24 @@ from mmdet.structures import OptSampleList, SampleList
 from torch import Tensor
 
 
+def group_by_pad_shape(batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[tuple[int, int], list[int]]:
+    """Find the images of a batch that alone would be padded to the same size.
+
+    Args:
+        batch_inputs: ``(B, 3, H, W)``.
+        batch_data_samples: With ``pad_shape`` ``(h, w)``, as MMDetection's data preprocessor writes it; without, an
+            image is taken to be ``(H, W)``.
+
+    Returns:
+        The images' indices by ``(h, w)``, in their order.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, sample in enumerate(batch_data_samples):
+        pad_shape = sample.metainfo.get('pad_shape', batch_inputs.shape[-2:])
+        groups.setdefault(tuple(pad_shape[:2]), []).append(index)
+    return groups
+
+
 @MODELS.register_module()
 class EmbedMask(SingleStageInstanceSegmentor):
     """`EmbedMask <https://arxiv.org/abs/1912.01954>`_: a pixel belongs to a proposal if their embeddings are close.
@@ -83,7 +101,17 @@ class EmbedMask(SingleStageInstanceSegmentor):
                 f'the checkpoint that was loaded is not one of this model: it lacks {len(self._never_loaded)} weights '
                 f'of the heads, such as {self._never_loaded[0]}; load one that was trained with this config'
             )
-        return super().predict(batch_inputs, batch_data_samples, rescale=rescale)
+        return self._predict_independently(batch_inputs, batch_data_samples, rescale)
+
+    def _predict_independently(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool) -> SampleList:
+        """Predict as if each image were alone.
+
+        Group normalization's statistics cover the padding, so an image must not be padded for another's sake.
+        """
+        for (height, width), indices in group_by_pad_shape(batch_inputs, batch_data_samples).items():
+            images = batch_inputs[indices, :, :height, :width]
+            super().predict(images, [batch_data_samples[index] for index in indices], rescale=rescale)
+        return batch_data_samples
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None) -> tuple:
         """Run the network alone.

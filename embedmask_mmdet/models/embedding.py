@@ -48,15 +48,17 @@ class EmbeddingConv(nn.Conv2d):
     Args:
         in_channels: ``C``.
         embed_dim: ``D``, the two spatial channels included.
+        reduce_factor: What the features are divided by first.
 
     Raises:
         ValueError: If ``embed_dim`` leaves no room for the two spatial channels.
     """
 
-    def __init__(self, in_channels: int, embed_dim: int) -> None:
+    def __init__(self, in_channels: int, embed_dim: int, reduce_factor: float = 1.0) -> None:
         if embed_dim < NUM_SPATIAL:
             raise ValueError(f'embed_dim must be at least {NUM_SPATIAL}, the spatial channels; got {embed_dim}')
         super().__init__(in_channels, embed_dim, 3, padding=1)
+        self.reduce_factor = reduce_factor
 
     def forward(self, feat: Tensor, position: Tensor) -> Tensor:
         """Embed a feature map.
@@ -68,5 +70,6 @@ class EmbeddingConv(nn.Conv2d):
         Returns:
             Float32 tensor ``(B, D, h, w)``; distances between embeddings need that precision.
         """
+        feat = feat if self.reduce_factor == 1 else feat / self.reduce_factor
         spatial, other = super().forward(feat).float().split([NUM_SPATIAL, self.out_channels - NUM_SPATIAL], dim=1)
         return torch.cat([spatial + position, other], dim=1)

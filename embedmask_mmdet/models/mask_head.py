@@ -42,6 +42,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
         feat_channels: Channels of the tower.
         stacked_convs: Convolutions of the tower.
         embed_dim: ``D``, as in the box head.
+        embed_reduce_factor: What the tower's features are divided by before the embedding's convolution.
         stride: Input pixels a cell of the finest feature map.
         mask_scale: By how much the pixel embedding is enlarged before it is compared with proposals.
         box_padding: Cells of the mask grid by which the box is grown outside which the loss looks at no pixel;
@@ -51,8 +52,8 @@ class EmbedMaskMaskHead(BaseMaskHead):
         norm_cfg: Config of the tower's normalization.
         loss_mask: Config of the loss.
         train_cfg: Not used.
-        test_cfg: ``mask_thr``, the probability above which a pixel belongs to an instance, and ``mask_format``,
-            ``'bitmap'`` or ``'rle'``.
+        test_cfg: ``mask_thr``, the probability above which a pixel belongs to an instance; ``mask_format``,
+            ``'bitmap'`` or ``'rle'``; ``keep_embed``, whether results also hold the embeddings that made the masks.
         init_cfg: Initialization.
 
     Raises:
@@ -65,6 +66,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
         feat_channels: int = 256,
         stacked_convs: int = 4,
         embed_dim: int = 16,
+        embed_reduce_factor: float = 1.0,
         stride: int = 8,
         mask_scale: int = 2,
         box_padding: int = -1,
@@ -82,6 +84,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
         test_cfg = test_cfg or {}
         self.mask_thr = test_cfg.get('mask_thr', 0.53)
         self.mask_format = test_cfg.get('mask_format', 'bitmap')
+        self.keep_embed = test_cfg.get('keep_embed', False)
         if not 0 < self.mask_thr < 1:
             raise ValueError(f'test_cfg.mask_thr is a probability between 0 and 1, got {self.mask_thr}')
         if self.mask_format not in SEGMENTERS:
@@ -104,7 +107,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
                 for i in range(stacked_convs)
             )
         )
-        self.conv_embed = EmbeddingConv(feat_channels if stacked_convs else in_channels, embed_dim)
+        self.conv_embed = EmbeddingConv(feat_channels if stacked_convs else in_channels, embed_dim, embed_reduce_factor)
         self.loss_mask = MODELS.build(loss_mask)
         self._position: tuple[PositionEmbedding, ...] = ()
 
@@ -230,14 +233,16 @@ class EmbedMaskMaskHead(BaseMaskHead):
             rescale: Whether boxes and masks are in original pixels, else in input pixels.
 
         Returns:
-            The same detections with ``masks``, bool ``(N, H, W)`` or :class:`RLEMasks`, and without embeddings.
+            The same detections with ``masks``, bool ``(N, H, W)`` or :class:`RLEMasks`. Their ``proposal_embed`` and
+            ``proposal_margin`` ``(N, D)`` stay only with ``keep_embed``, and then there is ``pixel_embed`` as well,
+            ``(D, h, w)``, which belongs to the image and so is meta information.
         """
         for pixel_embed, img_meta, results in zip(pixel_embeds, batch_img_metas, results_list):
             img_shape = img_meta['img_shape'][:2]
             results.masks = SEGMENTERS[self.mask_format](
                 pixel_embed,
-                results.pop('proposal_embed'),
-                results.pop('proposal_margin'),
+                results.proposal_embed,
+                results.proposal_margin,
                 results.bboxes,
                 stride=self.stride,
                 img_shape=img_shape,
@@ -245,6 +250,10 @@ class EmbedMaskMaskHead(BaseMaskHead):
                 mask_thr=self.mask_thr,
                 upscale=self.mask_scale,
             )
+            if self.keep_embed:
+                results.set_metainfo(dict(pixel_embed=pixel_embed.clone()))
+            else:
+                del results.proposal_embed, results.proposal_margin
             if rescale:
                 # A pipeline that does not resize leaves no factor.
                 scale_factor = img_meta.get('scale_factor', (1.0, 1.0))

@@ -8,6 +8,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 
+from embedmask_mmdet.ops import instance_masks
 from embedmask_mmdet.structures import RLEMasks
 from tests.tiny import batch, tiny_detector, tiny_model_cfg
 
@@ -216,3 +217,38 @@ def test_prediction_with_weights_of_another_model_is_refused():
         predictions_of(model, batch([SIZE], [1]))
     losses_of(model.train(), batch([SIZE], [1]))
     predictions_of(model, batch([SIZE], [1]))
+
+
+def test_embeddings_are_kept_where_asked_for():
+    (plain,), (kept,) = (
+        predictions_of(tiny_detector(tiny_model_cfg(score_thr=0.0, max_per_img=5, keep_embed=keep)), batch([SIZE], [3]))
+        for keep in (False, True)
+    )
+    assert set(plain.keys()) == {'bboxes', 'scores', 'labels', 'masks'}
+    assert kept.proposal_embed.shape == kept.proposal_margin.shape == (5, 16)
+    assert kept.pixel_embed.shape == (16, SIZE[0] // 8, SIZE[1] // 8)
+    masks = instance_masks(
+        kept.pixel_embed,
+        kept.proposal_embed,
+        kept.proposal_margin,
+        kept.bboxes,
+        stride=8,
+        img_shape=SIZE,
+        ori_shape=SIZE,
+    )
+    assert torch.equal(masks, plain.masks)
+    assert kept[:2].pixel_embed.shape == kept.pixel_embed.shape
+
+
+def test_embed_reduce_factor_divides_the_features_of_embeddings():
+    cfg = tiny_model_cfg()
+    feats = [torch.randn(1, 32, 4, 4)] * 5
+    detectors = [tiny_detector(cfg)]
+    cfg.bbox_head.embed_reduce_factor = cfg.mask_head.embed_reduce_factor = 4.0
+    detectors.append(tiny_detector(cfg))
+    for name, index in (('bbox_head', 3), ('mask_head', 0)):
+        position = detectors[0].bbox_head.position((4, 4), 8)
+        whole, part = (getattr(model, name)(feats)[index] for model in detectors)
+        whole, part = (maps[0] if isinstance(maps, list) else maps for maps in (whole, part))
+        torch.testing.assert_close(part[:, :2] - position, (whole[:, :2] - position) / 4)
+        torch.testing.assert_close(part[:, 2:], whole[:, 2:] / 4)
