@@ -18,13 +18,45 @@ BOX_PADDING = 2  # cells that a box is grown by on each side
 OUTSIDE = -10.0  # log-probability of the cells outside the box
 
 
+class LogProb(torch.autograd.Function):
+    """Goes channel by channel, forwards and backwards, so that no grid is held for each instance and channel."""
+
+    @staticmethod
+    def _channels(
+        pixel_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield differences ``(N, h, w)`` and margins ``(N, 1, 1)`` of each channel."""
+        for pixel, proposal, margin in zip(pixel_embed, proposal_embed.t(), proposal_margin.t()):
+            yield pixel - proposal[:, None, None], margin[:, None, None]
+
+    @staticmethod
+    def forward(ctx, pixel_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(pixel_embed, proposal_embed, proposal_margin)
+        dtype = torch.promote_types(pixel_embed.dtype, torch.promote_types(proposal_embed.dtype, proposal_margin.dtype))
+        log_prob = pixel_embed.new_zeros(len(proposal_embed), *pixel_embed.shape[1:], dtype=dtype)
+        for difference, margin in LogProb._channels(pixel_embed, proposal_embed, proposal_margin):
+            log_prob.sub_(margin * difference.square_())
+        return log_prob
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+        grads = []
+        for difference, margin in LogProb._channels(*ctx.saved_tensors):
+            weighted = grad * difference
+            pixel_grad = -2 * (margin * weighted).sum(0)
+            proposal_grad = 2 * margin[:, 0, 0] * weighted.sum((1, 2))
+            grads.append((pixel_grad, proposal_grad, -weighted.mul_(difference).sum((1, 2))))
+        pixel_grads, proposal_grads, margin_grads = zip(*grads)
+        return torch.stack(pixel_grads), torch.stack(proposal_grads, 1), torch.stack(margin_grads, 1)
+
+
 def embedding_log_prob(pixel_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor) -> Tensor:
     """See :func:`embedmask_mmdet.ops.embedding_log_prob`."""
     pixel_embed, proposal_embed, proposal_margin = (
         t if t.dtype == torch.float64 else t.float() for t in (pixel_embed, proposal_embed, proposal_margin)
     )
-    distance = (pixel_embed - proposal_embed[..., None, None]).square()
-    return -(proposal_margin[..., None, None] * distance).sum(1)
+    return LogProb.apply(pixel_embed, proposal_embed, proposal_margin)
 
 
 def box_cells(bboxes: Tensor, grid_shape: tuple[int, int], cell: float, padding: int = BOX_PADDING) -> Tensor:
