@@ -33,3 +33,7 @@ import run_installed
 run_installed.check_config(sys.argv[1])
 for checkpoint in sys.argv[2:]: run_installed.check_checkpoint(checkpoint)'
 PYTHONPATH="$tools:$PYTHONPATH" python -c "$checks" "$0" "${@:1:required-1}" || exit 2
+
+# The installed scripts quote nothing: for them words end at line breaks alone, and no word is a pattern.
+IFS=$'\n'
+set -f

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -71,7 +72,7 @@ def check_checkpoint(checkpoint: str) -> None:
     fail(f'the checkpoint {checkpoint} does not exist. In {path.parent} there are:{listed}')
 
 
-def join_cpu_processes() -> None:
+def join_cpu_processes(args: Namespace) -> None:
     """Let several processes train without a GPU, which MMEngine's own launcher does not.
 
     It sets a CUDA device for each process and for its wrapper of the model; both are left out here.
@@ -81,29 +82,39 @@ def join_cpu_processes() -> None:
     if torch.cuda.is_available():
         return
     torch.distributed.init_process_group('gloo')
-    wrapper = ('type=MMDistributedDataParallel', 'device_ids=None', 'broadcast_buffers=False')
-    sys.argv += ['--cfg-options', *(f'model_wrapper_cfg.{option}' for option in wrapper)]
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    add_cfg_options(args, {f'model_wrapper_cfg.{name}': value for name, value in wrapper.items()})
 
 
-def main(name: str) -> None:
-    """Run an installed tool with the arguments of this program.
+def add_cfg_options(args: Namespace, options: dict) -> None:
+    """Set more options of the config, as ``--cfg-options`` does but for values of any kind."""
+    args.cfg_options = {**(args.cfg_options or {}), **options}
 
-    Args:
-        name: ``train.py`` or ``test.py``.
-    """
+
+def import_tool(name: str) -> ModuleType:
+    """Import an installed tool, in an environment that has it, with this project importable there."""
     require_mmdet()
     # Data loaders' processes that are spawned look it up in the variable.
     sys.path.insert(0, str(ROOT))
     os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
-    tool = load_installed(name)
+    return load_installed(name)
+
+
+def parse_args(tool: ModuleType) -> Namespace:
+    """Parse the arguments of this program as an installed tool does, and look for the files that they name."""
     args = tool.parse_args()
     check_config(args.config)
     checkpoint = getattr(args, 'checkpoint', None) or getattr(args, 'resume', None)
     if checkpoint and checkpoint != 'auto':
         check_checkpoint(checkpoint)
+    return args
 
+
+def run(tool: ModuleType, args: Namespace) -> None:
+    """Run an installed tool with its parsed arguments; what a user can mend ends with a message."""
     if args.launcher == 'pytorch':
-        join_cpu_processes()
+        join_cpu_processes(args)
+    tool.parse_args = lambda: args
 
     from embedmask_mmdet.engine import CheckpointError, InputError
 
@@ -127,3 +138,13 @@ def main(name: str) -> None:
             'all: those without instances of metainfo.classes (are the names those of "categories"?), and those '
             'below min_size.'
         )
+
+
+def main(name: str) -> None:
+    """Run an installed tool with the arguments of this program.
+
+    Args:
+        name: ``train.py`` or ``test.py``.
+    """
+    tool = import_tool(name)
+    run(tool, parse_args(tool))
