@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import re
 import sys
 import time
 import warnings
@@ -26,6 +25,8 @@ warnings.filterwarnings('ignore', '.*meshgrid')
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+
+from measuring import read_memory  # noqa: E402
 
 from embedmask_mmdet.models import EmbedMaskMaskHead  # noqa: E402
 from embedmask_mmdet.models.embedding import PositionEmbedding  # noqa: E402
@@ -133,11 +134,6 @@ def share_with_error(case: Case) -> float:
     return float(has_error(log_prob, target).float().mean())
 
 
-def memory(field: str) -> float:
-    """Read the process's memory in MB: ``VmRSS`` now, ``VmHWM`` at most so far."""
-    return int(re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) / 1024
-
-
 def measure(name: str, case_args: tuple, threads: int, repeats: int, queue: multiprocessing.Queue) -> None:
     """Put seconds (the best of ``repeats``), MB and the loss into ``queue``."""
     torch.set_num_threads(threads)
@@ -147,7 +143,7 @@ def measure(name: str, case_args: tuple, threads: int, repeats: int, queue: mult
         torch.cuda.reset_peak_memory_stats()
     else:
         Path('/proc/self/clear_refs').write_text('5')  # forgets the highest memory so far
-    before = torch.cuda.memory_allocated() / 2**20 if on_gpu else memory('VmRSS')
+    before = torch.cuda.memory_allocated() / 2**20 if on_gpu else read_memory('VmRSS') / 2**20
     seconds = []
     for i in range(1 + repeats):
         for tensor in leaves(case):
@@ -159,7 +155,7 @@ def measure(name: str, case_args: tuple, threads: int, repeats: int, queue: mult
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
         if i == 0:
-            most = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else memory('VmHWM')
+            most = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else read_memory('VmHWM') / 2**20
     queue.put((min(seconds[1:]), most - before, value.item()))
 
 

@@ -11,9 +11,6 @@ import argparse
 import ctypes
 import gc
 import math
-import os
-import platform
-import re
 import statistics
 import sys
 import time
@@ -21,7 +18,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import mmdet
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
@@ -33,6 +29,15 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+
+from measuring import (  # noqa: E402
+    describe_load,
+    describe_machine,
+    draw_sides,
+    load_installed_config,
+    read_memory,
+    write_section,
+)
 
 from embedmask_mmdet import ops  # noqa: E402
 from embedmask_mmdet.ops import plain  # noqa: E402
@@ -56,7 +61,7 @@ def draw_bboxes(instances: int, img_shape: tuple[int, int]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     size = torch.tensor(img_shape[::-1])
     centres = torch.rand(instances, 2, generator=generator) * size
-    sides = 110 * torch.exp(0.6 * torch.randn(instances, 2, generator=generator))
+    sides = draw_sides(instances, generator)
     return torch.cat([centres - sides / 2, centres + sides / 2], 1).clamp(min=0).minimum(size.repeat(2).float())
 
 
@@ -99,11 +104,6 @@ def encode(masks: Tensor) -> list[dict]:
     return encode_mask_results(masks.cpu().numpy())
 
 
-def load_config(name: str) -> Config:
-    """Load a configuration that MMDetection carries."""
-    return Config.fromfile(Path(mmdet.__file__).parent / '.mim' / 'configs' / name)
-
-
 def image_meta(arguments: dict) -> dict:
     """Describe the image as MMDetection's heads want it."""
     (h, w), (ori_h, ori_w) = arguments['img_shape'], arguments['ori_shape']
@@ -112,7 +112,7 @@ def image_meta(arguments: dict) -> dict:
 
 def mask_rcnn(arguments: dict) -> Method:
     """Mask R-CNN from the feature pyramid: RoIAlign, mask head, pasting, run lengths."""
-    cfg = load_config('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model
+    cfg = load_installed_config('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model
     head = MODELS.build(dict(**cfg.roi_head, train_cfg=None, test_cfg=cfg.test_cfg.rcnn)).eval()
     device, (h, w) = arguments['bboxes'].device, (size * STRIDE for size in arguments['pixel_embed'].shape[1:])
     head, features = head.to(device), [torch.randn(1, 256, h // s, w // s, device=device) for s in (4, 8, 16, 32)]
@@ -128,7 +128,7 @@ def mask_rcnn(arguments: dict) -> Method:
 
 def condinst(arguments: dict) -> Method:
     """CondInst from its mask features and each instance's parameters: dynamic convolutions, resizes, run lengths."""
-    cfg = load_config('condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py').model
+    cfg = load_installed_config('condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py').model
     head = MODELS.build(dict(**cfg.mask_head, train_cfg=None, test_cfg=cfg.test_cfg)).eval()
     bboxes, (h, w) = arguments['bboxes'], arguments['pixel_embed'].shape[1:]
     head = head.to(bboxes.device)
@@ -149,7 +149,7 @@ def condinst(arguments: dict) -> Method:
 
 def solov2(arguments: dict) -> Method:
     """SOLOv2 from its mask features and each instance's kernel: convolution, matrix NMS, resizes, run lengths."""
-    cfg = load_config('solov2/solov2_r50_fpn_1x_coco.py').model
+    cfg = load_installed_config('solov2/solov2_r50_fpn_1x_coco.py').model
     instances, device = len(arguments['bboxes']), arguments['bboxes'].device
     test_cfg = dict(**cfg.test_cfg)
     test_cfg.update(nms_pre=instances, max_per_img=instances, filter_thr=0)
@@ -211,11 +211,6 @@ def run_once(method: Method, device: str) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def memory(field: str) -> int:
-    """Read the process's memory in bytes: ``VmRSS`` now, ``VmHWM`` at most so far."""
-    return 1024 * int(re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1])
-
-
 def result_bytes(result: object) -> int:
     """Count the bytes that a method returns."""
     return result.numel() if isinstance(result, Tensor) else sum(len(rle['counts']) for rle in result)
@@ -232,9 +227,9 @@ def extra_bytes(method: Method, device: str) -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # else memory that is kept for later hides what is taken
     Path('/proc/self/clear_refs').write_text('5')  # forgets the highest memory so far
-    before = memory('VmRSS')
+    before = read_memory('VmRSS')
     result = method()
-    return max(0, memory('VmHWM') - before - result_bytes(result))
+    return max(0, read_memory('VmHWM') - before - result_bytes(result))
 
 
 def measure(methods: dict[str, Method], device: str, rounds: int) -> dict[str, tuple[float, int]]:
@@ -278,24 +273,6 @@ def measure_floor(arguments: dict, rounds: int) -> str:
     )
 
 
-def describe_machine(device: str) -> str:
-    """Describe machine and software in a line."""
-    cpu = platform.processor() or platform.machine()
-    if Path('/proc/cpuinfo').exists():
-        cpu = re.search(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text())[1].strip()
-    gpu = '' if device == 'cpu' else f', {torch.cuda.get_device_name()}'
-    capability = torch.backends.cpu.get_cpu_capability()
-    return (
-        f'{cpu} ({capability}), {torch.get_num_threads()} threads{gpu}; Python {platform.python_version()}, '
-        f'torch {torch.__version__}, mmdet {mmdet.__version__}.'
-    )
-
-
-def describe_load() -> str:
-    """Say how busy the machine is with other work, which stretches every time here."""
-    return f' Load average {os.getloadavg()[1]:.1f} over the 5 minutes before.'
-
-
 def format_case(instances: int, ori_shape: tuple[int, int], runs: dict[str, tuple[float, int]]) -> list[str]:
     """Format a case as a table in Markdown."""
     rle, bitmaps = runs['kernels, RLE'][0], runs['kernels, bitmaps'][0] if 'kernels, bitmaps' in runs else math.nan
@@ -310,19 +287,6 @@ def format_case(instances: int, ori_shape: tuple[int, int], runs: dict[str, tupl
         ours = bitmaps if name.endswith('bitmaps') else rle
         lines.append(f'| {name} | {ms:.2f} | {ms / ours:.1f} | {extra / 2**20:.1f} |')
     return [*lines, '']
-
-
-def write_section(path: Path, title: str, text: str) -> None:
-    """Put a section into a Markdown file, in place of the one of that title if there is one."""
-    parts = re.split(r'^(?=## )', path.read_text() if path.exists() else '# Benchmarks\n\n', flags=re.MULTILINE)
-    section = f'## {title}\n\n{text.strip()}\n'
-    at = [i for i, part in enumerate(parts) if part.startswith(f'## {title}\n')]
-    if at:
-        parts[at[0]] = section if at[0] == len(parts) - 1 else section + '\n'
-    else:
-        parts.append(('' if parts[-1].endswith('\n\n') else '\n') + section)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(''.join(parts))
 
 
 def parse_args() -> argparse.Namespace:
