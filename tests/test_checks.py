@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from mmdet.evaluation import CocoMetric
+from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 
-from embedmask_mmdet.engine import InputError
+from embedmask_mmdet.engine import EmbedMaskPackagesHook, InputError
+from embedmask_mmdet.engine.checks import check_metrics
 from tests.tiny import tiny_cfg, write_tiny_coco
 
 
@@ -89,6 +92,51 @@ def test_wrapped_datasets_are_checked_too(cfg):
     cfg.model.bbox_head.num_classes = 3
     with pytest.raises(InputError, match='num_classes is 3'):
         train(cfg)
+
+
+def test_metric_with_the_annotations_of_other_images(cfg, tmp_path):
+    content = json.loads((tmp_path / 'data' / 'annotations.json').read_text())
+    for image in content['images']:
+        image['file_name'] = f'other{image["id"]}.png'
+    (tmp_path / 'train.json').write_text(json.dumps(content))
+    cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = str(tmp_path / 'train.json')
+    with pytest.raises(InputError, match=r'annotation file of val_evaluator .* no images 1\.png, 2\.png'):
+        train(cfg)
+    cfg.load_from = str(tmp_path / 'model.pth')
+    torch.save(dict(state_dict=Runner.from_cfg(cfg).model.state_dict()), cfg.load_from)
+    with pytest.raises(InputError, match='annotation file of test_evaluator'):
+        Runner.from_cfg(cfg).test()
+
+
+def test_metric_whose_annotations_lack_iscrowd(cfg, annotations):
+    annotations(lambda content: [a.pop('iscrowd') for a in content['annotations'][:2]])
+    with pytest.raises(
+        InputError, match=r'without "iscrowd" in the file of val_evaluator, ids 1, 2: .* add "iscrowd": 0'
+    ):
+        train(cfg)
+    cfg.val_evaluator.update(format_only=True, outfile_prefix=str(cfg.work_dir))
+    train(cfg)
+
+
+def test_metric_without_an_annotation_file_is_not_checked(cfg):
+    dataset = Runner.from_cfg(cfg).build_dataloader(cfg.val_dataloader).dataset
+    check_metrics(Evaluator(CocoMetric(metric='segm')), dataset, 'val_evaluator')
+
+
+def test_package_that_is_missing_is_named():
+    with pytest.raises(InputError, match=r'needs no_such_package, .*: pip install "a<2"'):
+        EmbedMaskPackagesHook({'no_such_package.eval': '"a<2"'})
+
+
+def test_package_that_is_too_old_for_numpy_is_named(tmp_path, monkeypatch):
+    (tmp_path / 'old_package.py').write_text(
+        'import numpy as np\n\ndef area(x):\n    return np.sum(x.astype(np.gone))\n'
+    )
+    (tmp_path / 'good_package.py').write_text('import numpy as np\n\nnothing = np.zeros(0)\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    EmbedMaskPackagesHook({'good_package': 'a'})
+    with pytest.raises(InputError, match=r'the installed old_package uses np\.gone, which numpy .*: pip install a'):
+        EmbedMaskPackagesHook({'old_package': 'a'})
 
 
 def test_checkpoint_that_is_foreign_at_test(cfg, tmp_path):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
+import re
 from collections.abc import Iterator
 
+import numpy as np
+from mmdet.evaluation import CocoMetric
 from mmdet.registry import HOOKS
 from mmengine.dataset import BaseDataset
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
@@ -116,6 +122,38 @@ def check_masks(dataset: BaseDataset) -> None:
         )
 
 
+def check_metrics(evaluator: Evaluator, dataset: object, name: str) -> None:
+    """Compare the annotation files of COCO's metrics with the dataset whose detections they judge.
+
+    Args:
+        evaluator: Built.
+        dataset: Built, as in a dataloader.
+        name: Of the evaluator in the config.
+
+    Raises:
+        InputError: If a file has other images than the dataset, or instances without "iscrowd".
+    """
+    infos = [each.get_data_info(i) for each in innermost_datasets(dataset) for i in range(len(each))]
+    for metric in evaluator.metrics:
+        coco = metric._coco_api if type(metric) is CocoMetric else None
+        if coco is None:
+            continue
+        known = {image_id: os.path.basename(image['file_name']) for image_id, image in coco.imgs.items()}
+        judged = {info['img_id']: os.path.basename(info['img_path']) for info in infos}
+        foreign = [image for image_id, image in judged.items() if known.get(image_id) != image]
+        if foreign:
+            raise InputError(
+                f'the annotation file of {name} is not the one of its dataset: it has no images {name_some(foreign)} '
+                f'with the same ids; set {name}.ann_file to what ann_file of the dataset is, with data_root before it'
+            )
+        without = [annotation['id'] for annotation in coco.anns.values() if 'iscrowd' not in annotation]
+        if without and not metric.format_only:
+            raise InputError(
+                f'annotations without "iscrowd" in the file of {name}, ids {name_some(without)}: pycocotools needs it '
+                'for metrics; add "iscrowd": 0 to each'
+            )
+
+
 def describe(dataset: BaseDataset) -> str:
     """Name a dataset by its annotation file."""
     return f'{type(dataset).__name__} {getattr(dataset, "ann_file", "")}'.rstrip()
@@ -142,15 +180,17 @@ class EmbedMaskCheckHook(Hook):
     """Checks data before training and testing, and that a checkpoint is one of this model."""
 
     def before_train(self, runner: Runner) -> None:
-        """Check what is trained on and what is validated on."""
+        """Check what is trained on, what is validated on, and what it is compared with."""
         num_classes = bare_model(runner).bbox_head.num_classes
         check_dataset(runner.train_dataloader.dataset, num_classes)
         if runner._val_loop is not None:
             check_dataset(runner.val_dataloader.dataset, num_classes)
+            check_metrics(runner.val_evaluator, runner.val_dataloader.dataset, 'val_evaluator')
 
     def before_test(self, runner: Runner) -> None:
         """Check what is tested on."""
         check_dataset(runner.test_dataloader.dataset, bare_model(runner).bbox_head.num_classes)
+        check_metrics(runner.test_evaluator, runner.test_dataloader.dataset, 'test_evaluator')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare a checkpoint's names with the model's.
@@ -168,6 +208,34 @@ class EmbedMaskCheckHook(Hook):
                 f'not in it ({name_some(missing)}), it has others ({name_some(sorted(given - wanted))}); give the '
                 'checkpoint and the config that belong together'
             )
+
+
+@HOOKS.register_module()
+class EmbedMaskPackagesHook(Hook):
+    """Names packages that a config's data or metrics need, before an epoch is trained that cannot be evaluated.
+
+    Args:
+        packages: Modules by name, and for each what ``pip install`` takes to get one that works.
+
+    Raises:
+        InputError: If a module cannot be imported, or uses names that the installed numpy has no more.
+    """
+
+    def __init__(self, packages: dict[str, str]) -> None:
+        for module, requirement in packages.items():
+            package = module.partition('.')[0]
+            try:
+                source = inspect.getsource(importlib.import_module(module))
+            except ImportError as error:
+                raise InputError(
+                    f'this config needs {package}, which cannot be imported ({error}): pip install {requirement}'
+                ) from error
+            gone = [name for name in re.findall(r'\bnp\.(\w+)', source) if not hasattr(np, name)]
+            if gone:
+                raise InputError(
+                    f'the installed {package} uses np.{gone[0]}, which numpy {np.__version__} has no more: '
+                    f'pip install {requirement}'
+                )
 
 
 def bare_model(runner: Runner) -> EmbedMask:

@@ -1,0 +1,39 @@
+# COCO in the folders of 2014, as EmbedMask's authors lay it out: train2014 and valminusminival are train2017's images,
+# minival is val2017. `tools/dataset_converters/coco2014_minival.py` writes the two lists that COCO does not offer.
+# A config lists this file in `_base_` and takes `_base_.coco2014`: see embedmask_r50_1x_coco2014.py.
+coco2014_root = 'data/coco/'
+coco2014 = dict(
+    train=[
+        dict(
+            type='CocoDataset',
+            data_root=coco2014_root,
+            ann_file='annotations/instances_train2014.json',
+            data_prefix=dict(img='train2014/'),
+            filter_cfg=dict(filter_empty_gt=True, min_size=32),
+        ),
+        dict(
+            type='CocoDataset',
+            data_root=coco2014_root,
+            ann_file='annotations/instances_valminusminival2014.json',
+            data_prefix=dict(img='val2014/'),
+            filter_cfg=dict(filter_empty_gt=True, min_size=32),
+        ),
+    ],
+    val=dict(
+        data_root=coco2014_root,
+        ann_file='annotations/instances_minival2014.json',
+        data_prefix=dict(img='val2014/'),
+    ),
+    val_evaluator=dict(ann_file=coco2014_root + 'annotations/instances_minival2014.json'),
+    # Nobody but the COCO server has its annotations: result files are written instead of metrics.
+    test=dict(
+        data_root=coco2014_root,
+        ann_file='annotations/image_info_test2014.json',
+        data_prefix=dict(img='test2014/'),
+    ),
+    test_evaluator=dict(
+        ann_file=coco2014_root + 'annotations/image_info_test2014.json',
+        format_only=True,
+        outfile_prefix='work_dirs/coco2014_test/results',
+    ),
+)
