@@ -1,0 +1,60 @@
+"""An image's results do not depend on the images beside it in a batch."""
+
+import copy
+
+import pytest
+import torch
+
+from embedmask_mmdet.models.detector import group_by_pad_shape
+from tests.finder import finder
+from tests.tiny import batch
+
+# Padded to multiples of 32, the first and the last are the only ones of one size.
+SIZES = [(97, 130), (128, 96), (64, 200), (150, 60), (97, 128), (100, 130)]
+BATCHES = {
+    'pairs': [[0, 1], [2, 3], [4, 5]],
+    'four and two': [[0, 1, 2, 3], [4, 5]],
+    'all': [[0, 1, 2, 3, 4, 5]],
+    'shuffled': [[3, 5, 0], [4, 2, 1]],
+}
+
+
+@pytest.fixture(scope='module')
+def model():
+    return finder()
+
+
+def predict(model, indices):
+    data = batch(SIZES, [3] * len(SIZES))
+    chosen = {name: [copy.deepcopy(values[i]) for i in indices] for name, values in data.items()}
+    with torch.no_grad():
+        samples = model.test_step(chosen)
+    assert [sample.img_id for sample in samples] == [i + 1 for i in indices]
+    return {i: sample.pred_instances for i, sample in zip(indices, samples)}
+
+
+@pytest.fixture(scope='module')
+def alone(model):
+    return {i: predict(model, [i])[i] for i in range(len(SIZES))}
+
+
+@pytest.mark.parametrize('batches', BATCHES.values(), ids=BATCHES)
+def test_batches_give_what_single_images_give(model, alone, batches):
+    for indices in batches:
+        for i, results in predict(model, indices).items():
+            assert 0.02 < results.masks.float().mean() < 0.9
+            assert torch.equal(results.labels, alone[i].labels)
+            assert torch.equal(results.masks, alone[i].masks)
+            torch.testing.assert_close(results.bboxes, alone[i].bboxes, rtol=0, atol=1e-4)
+            torch.testing.assert_close(results.scores, alone[i].scores, rtol=0, atol=1e-6)
+
+
+def test_images_of_one_padded_size_are_predicted_together(model):
+    data = model.data_preprocessor(batch(SIZES, [3] * len(SIZES)))
+    groups = group_by_pad_shape(data['inputs'], data['data_samples'])
+    assert groups == {(128, 160): [0, 5], (128, 96): [1], (64, 224): [2], (160, 64): [3], (128, 128): [4]}
+
+
+def test_input_that_no_preprocessor_padded_is_taken_as_it_is():
+    data = batch([(64, 96), (64, 96)], [1, 1])
+    assert group_by_pad_shape(torch.stack(data['inputs']), data['data_samples']) == {(64, 96): [0, 1]}
