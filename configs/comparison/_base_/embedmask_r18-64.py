@@ -1,0 +1,10 @@
+# EmbedMask as in the reference, smaller.
+_base_ = './r18-64.py'
+
+import mmengine  # noqa: E402, only `_base_` may stand before
+
+custom_imports = dict(imports=['embedmask_mmdet'], allow_failed_imports=False)
+model = mmengine.Config.fromfile('{{fileDirname}}/../../embedmask_r50_1x_coco.py').model
+model.update(data_preprocessor={{_base_.data_preprocessor}}, backbone={{_base_.backbone}}, neck={{_base_.neck}})
+model.bbox_head.update(in_channels=64, feat_channels=64)
+model.mask_head.update(in_channels=64, feat_channels=64)
