@@ -159,13 +159,20 @@ def test_coco_metric_among_others_is_found(folder, annotated):
     assert (folder / 'several.segm.json').is_file()
 
 
+def test_config_may_ask_for_the_files_itself(folder):
+    options = ['test_evaluator.format_only=True', 'test_evaluator.outfile_prefix=asked/for']
+    ran = run_test(folder, options=[*options, 'test_dataloader.dataset.indices=1'])
+    assert ran.code == 0, ran.stderr
+    assert all('bbox' not in result for result in json.loads((folder / 'asked/for.segm.json').read_text()))
+
+
 def test_no_coco_metric_is_said_at_once(folder):
     cfg = Config.fromfile(folder / 'tiny.py')
     cfg.test_evaluator = dict(type='VOCMetric')
     cfg.dump(folder / 'voc.py')
     ran = run_test(folder, '--out', 'voc.json', config='voc.py')
     assert ran.code == 1
-    assert '--out voc.json needs a CocoMetric in test_evaluator, which has VOCMetric' in ran.stderr
+    assert '--out voc.json needs a CocoMetric in test_evaluator of voc.py, which has none' in ran.stderr
 
 
 @pytest.mark.parametrize(

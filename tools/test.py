@@ -52,26 +52,38 @@ def check_out(args: argparse.Namespace) -> None:
         fail(f'--out {args.out} cannot be written to {folder}: {error.strerror}')
 
 
-def coco_metric_key(args: argparse.Namespace) -> str:
-    """Find the config's COCO metric, as an option's name."""
+def find_coco_metric(args: argparse.Namespace) -> tuple[str, dict] | None:
+    """Return the name that the config's COCO metric has as an option, and its settings."""
     from mmdet.evaluation import CocoMetric
     from mmdet.registry import METRICS
     from mmengine.config import Config
 
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
-    evaluator = cfg.get('test_evaluator') or {}
-    metrics = (
-        {'test_evaluator': evaluator}
-        if isinstance(evaluator, dict)
-        else {f'test_evaluator.{i}': metric for i, metric in enumerate(evaluator)}
-    )
-    types = {key: metric.get('type') for key, metric in metrics.items()}
-    for key, kind in types.items():
-        metric_class = METRICS.get(kind) if isinstance(kind, str) else kind
-        if isinstance(metric_class, type) and issubclass(metric_class, CocoMetric):
-            return key
-    fail(f'--out {args.out} needs a CocoMetric in test_evaluator, which has {", ".join(map(str, types.values()))}')
+    evaluator = cfg.get('test_evaluator') or []
+    several = isinstance(evaluator, list)
+    for i, metric in enumerate(evaluator if several else [evaluator]):
+        kind = METRICS.get(metric.type) if isinstance(metric.type, str) else metric.type
+        if isinstance(kind, type) and issubclass(kind, CocoMetric):
+            return f'test_evaluator.{i}' if several else 'test_evaluator', metric
+    return None
+
+
+def request_result_files(args: argparse.Namespace) -> str | None:
+    """Have the COCO metric write what ``--out NAME.json`` asks for; return the start of the files' names.
+
+    A config may ask for files too.
+    """
+    found = find_coco_metric(args)
+    if not (args.out and args.out.endswith('.json')):
+        return found and found[1].get('outfile_prefix')
+    if found is None:
+        fail(f'--out {args.out} needs a CocoMetric in test_evaluator of {args.config}, which has none')
+    prefix = args.out.removesuffix('.json')
+    options = dict(outfile_prefix=prefix, format_only=args.format_only or found[1].get('format_only', False))
+    run_installed.add_cfg_options(args, {f'{found[0]}.{name}': value for name, value in options.items()})
+    args.out = None  # MMDetection's own is for dumps alone
+    return prefix
 
 
 def leave_out_boxes(path: Path) -> None:
@@ -87,36 +99,21 @@ def leave_out_boxes(path: Path) -> None:
     os.replace(partial, path)
 
 
-def run_with_coco_results(tool: object, args: argparse.Namespace) -> None:
-    """Test, and write the files of ``--out NAME.json``."""
-    prefix = args.out.removesuffix('.json')
-    key = coco_metric_key(args)
-    options = {f'{key}.outfile_prefix': prefix}
-    if args.format_only:
-        options[f'{key}.format_only'] = True
-    run_installed.add_cfg_options(args, options)
-    args.out = None  # MMDetection's own is for dumps alone
-    run_installed.run(tool, args)
-
-    from mmengine.dist import is_main_process
-
-    if is_main_process():
-        written = [path for path in (Path(f'{prefix}.{kind}.json') for kind in ('bbox', 'segm')) if path.is_file()]
-        if len(written) == 2:
-            leave_out_boxes(written[1])
-        print('wrote', ' and '.join(map(str, written)))
-
-
 def main() -> None:
     """Test with the arguments of this program."""
     tool = run_installed.import_tool('test.py')
     tool.argparse = SimpleNamespace(ArgumentParser=TestArgumentParser)
     args = run_installed.parse_args(tool)
     check_out(args)
-    if args.out and args.out.endswith('.json'):
-        run_with_coco_results(tool, args)
-    else:
-        run_installed.run(tool, args)
+    prefix = request_result_files(args)
+    run_installed.run(tool, args)
+
+    from mmengine.dist import is_main_process
+
+    if prefix and is_main_process():
+        masks = Path(f'{prefix}.segm.json')
+        leave_out_boxes(masks)
+        print(f'wrote {prefix}.bbox.json and {masks}')
 
 
 if __name__ == '__main__':
