@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +25,7 @@ from pycocotools.coco import COCO
 from embedmask_mmdet.engine import EmbedMaskPackagesHook, InputError
 from embedmask_mmdet.structures import RLEMasks
 from tests.tiny import ROOT, draw_shapes, tiny_model_cfg
-from tools.dataset_converters import coco2014_minival
+from tools.dataset_converters import coco2014
 from tools.run_installed import load_installed
 
 CONFIGS = ROOT / 'configs'
@@ -92,7 +94,7 @@ def write_coco_2014(root):
     write_coco(annotations / 'instances_val2014.json', root / 'val2014', val, COCO_CATEGORIES)
     write_coco(annotations / 'instances_val2017.json', root / 'val2017', names('', (4, 6)), COCO_CATEGORIES)
     write_image_info(annotations / 'image_info_test2014.json', root / 'test2014', names('COCO_test2014_', (7, 8)))
-    coco2014_minival.convert(annotations, annotations)
+    coco2014.convert(annotations, annotations)
 
 
 def write_coco_2017(root):
@@ -320,7 +322,7 @@ def test_own_data_starts_from_a_checkpoint_with_other_classes(tmp_path, monkeypa
 def annotations(tmp_path):
     write_coco_2014(tmp_path)
     folder = tmp_path / 'annotations'
-    for name in (coco2014_minival.MINIVAL, coco2014_minival.REST):
+    for name in (coco2014.MINIVAL, coco2014.REST):
         (folder / name).unlink()
     return folder
 
@@ -330,7 +332,7 @@ def read(path):
 
 
 def run_converter(*arguments):
-    command = [sys.executable, ROOT / 'tools/dataset_converters/coco2014_minival.py', *arguments]
+    command = [sys.executable, ROOT / 'tools/dataset_converters/coco2014.py', *arguments]
     return subprocess.run([str(each) for each in command], capture_output=True, text=True)
 
 
@@ -353,7 +355,7 @@ def test_lists_divide_val2014(annotations):
     assert '2 images, 6 instances' in result.stdout
     assert 'a part of COCO' in result.stdout
     whole = read(annotations / 'instances_val2014.json')
-    minival, rest = (read(annotations / name) for name in (coco2014_minival.MINIVAL, coco2014_minival.REST))
+    minival, rest = (read(annotations / name) for name in (coco2014.MINIVAL, coco2014.REST))
     assert set(by_image(minival)) == {4, 6}
     assert {**by_image(minival), **by_image(rest)} == by_image(whole)
     assert minival['categories'] == rest['categories'] == whole['categories']
@@ -362,15 +364,15 @@ def test_lists_divide_val2014(annotations):
 
 def test_lists_that_are_there_stay(annotations, tmp_path):
     assert run_converter(annotations, '--out', tmp_path / 'out').returncode == 0
-    (tmp_path / 'out' / coco2014_minival.MINIVAL).write_text('mine')
+    (tmp_path / 'out' / coco2014.MINIVAL).write_text('mine')
     result = run_converter(annotations, '--out', tmp_path / 'out')
     assert 'are there already' in result.stdout
-    assert (tmp_path / 'out' / coco2014_minival.MINIVAL).read_text() == 'mine'
+    assert (tmp_path / 'out' / coco2014.MINIVAL).read_text() == 'mine'
 
 
-def without_annotations(name, ids, prefix=''):
+def without_annotations(path, ids, prefix=''):
     images = [dict(id=image_id, file_name=file_name) for image_id, file_name in zip(ids, names(prefix, ids))]
-    name.write_text(json.dumps(dict(images=images, annotations=[], categories=[])))
+    path.write_text(json.dumps(dict(images=images, annotations=[], categories=[])))
 
 
 def test_whole_of_coco_gives_5000_and_35504(annotations):
@@ -386,7 +388,7 @@ def test_incomplete_val2017_would_let_test_images_be_trained_on(annotations):
     without_annotations(annotations / 'instances_val2014.json', range(40504), 'COCO_val2014_')
     without_annotations(annotations / 'instances_val2017.json', range(4999))
     assert 'instances_val2017.json has 4999 images instead of 5000' in error_of(run_converter(annotations))
-    assert not (annotations / coco2014_minival.REST).exists()
+    assert not (annotations / coco2014.REST).exists()
 
 
 def test_missing_file_is_named(annotations):
@@ -422,3 +424,47 @@ def test_train2017_is_not_taken_for_val2017(annotations):
 def test_damaged_file_is_named(annotations):
     (annotations / 'instances_val2014.json').write_text('{"images": [')
     assert 'instances_val2014.json is damaged' in error_of(run_converter(annotations))
+
+
+# The page on data of one's own
+
+
+def scripts_of_the_page():
+    """The Python files that the page tells its readers to write, by name."""
+    page = (ROOT / 'docs' / 'own-data.md').read_text()
+    return dict(re.findall(r'`(\w+\.py)`[^\n]*:\n\n```python\n(.*?)```', page, re.S))
+
+
+def run_script(name, folder, *arguments):
+    (folder / name).write_text(scripts_of_the_page()[name])
+    command = [sys.executable, name, *map(str, arguments)]
+    subprocess.run(command, cwd=folder, check=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+
+
+def test_fill_in_computes_what_annotations_lack(tmp_path):
+    path = tmp_path / 'annotations.json'
+    content = write_coco(path, tmp_path / 'images', names('', (1, 2)), COCO_CATEGORIES)
+    lacking = copy.deepcopy(content)
+    for annotation in lacking['annotations']:
+        for key in ('id', 'iscrowd', 'area', 'bbox'):
+            del annotation[key]
+        annotation['id'] = annotation['image_id']
+    for number, annotation in enumerate(content['annotations'], start=1):
+        annotation['id'] = number
+    path.write_text(json.dumps(lacking))
+    run_script('fill_in.py', tmp_path, path)
+    assert read(path) == content
+
+
+def test_label_images_become_annotations(tmp_path):
+    (tmp_path / 'labels').mkdir()
+    maps = [draw_instances(tmp_path / 'images' / f'{name}.png', seed)[0] for seed, name in enumerate('ab')]
+    for labels, name in zip(maps, 'ab'):
+        cv2.imwrite(str(tmp_path / 'labels' / f'{name}.tif'), labels)
+    run_script('from_labels.py', tmp_path, 'labels', 'train.json')
+    coco = COCO(tmp_path / 'train.json')
+    assert sorted(coco.anns) == list(range(1, len(coco.anns) + 1))
+    for image_id, labels in enumerate(maps, start=1):
+        assert coco.imgs[image_id]['file_name'] == f'{"ab"[image_id - 1]}.png'
+        masks = [coco.annToMask(annotation) for annotation in coco.imgToAnns[image_id]]
+        assert np.array_equal(masks, [labels == value for value in np.unique(labels)[1:]])

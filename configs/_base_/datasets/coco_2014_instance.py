@@ -1,5 +1,5 @@
 # COCO in the folders of 2014, as EmbedMask's authors lay it out: train2014 and valminusminival are train2017's images,
-# minival is val2017. `tools/dataset_converters/coco2014_minival.py` writes the two lists that COCO does not offer.
+# minival is val2017. `tools/dataset_converters/coco2014.py` writes the two lists that COCO does not offer.
 # A config lists this file in `_base_` and takes `_base_.coco2014`: see embedmask_r50_1x_coco2014.py.
 coco2014_root = 'data/coco/'
 coco2014 = dict(
