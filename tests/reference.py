@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import zlib
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from embedmask_mmdet.models import EmbedMaskBBoxHead, EmbedMaskMaskHead
+from tools.model_converters.embedmask_to_mmdet import to_mmdet
 
 DATA = Path(__file__).parent / 'data'
 NUM_CLASSES = 3
@@ -25,6 +25,7 @@ INPUT_SIZE = (256, 320)
 
 # What the name of a weight tells of its distribution: a factor on the standard deviation.
 STD_FACTORS = {
+    'stem': 1 / 60,
     'cls_logits': 0.5,
     'centerness': 0.5,
     'bbox_pred': 1.5,
@@ -36,11 +37,15 @@ BIAS_SHIFTS = {'cls_logits': -2.5, 'bbox_pred': 2.5, 'margin_pred': math.log(-ma
 
 
 def draw_weight(name: str, shape: list[int]) -> Tensor:
-    """Draw the weight that the reference's head was given under this name."""
+    """Draw the weight that the reference was given under this name."""
     rng = np.random.default_rng([zlib.crc32(name.encode()), 0])
     z = rng.standard_normal(shape).astype(np.float32)
+    if name.endswith('running_var'):
+        return torch.from_numpy(np.abs(1 + 0.1 * z))
+    if name.endswith('running_mean'):
+        return torch.from_numpy(0.1 * z)
     if name.endswith('.scale') or (name.endswith('weight') and len(shape) == 1):
-        return torch.from_numpy(1 + np.float32(0.1) * z)
+        return torch.from_numpy((0.3 if '.bn3' in name else 1.0) * (1 + np.float32(0.1) * z))
     if name.endswith('weight'):
         std = math.sqrt(2 / math.prod(shape[1:]))
         std *= math.prod(factor for part, factor in STD_FACTORS.items() if part in name)
@@ -49,39 +54,10 @@ def draw_weight(name: str, shape: list[int]) -> Tensor:
     return torch.from_numpy((0.05 * z + shift).astype(np.float32))
 
 
-def our_names(name: str) -> str:
-    """Translate the reference's name of a head's weight into that of our detector."""
-    tower = re.fullmatch(r'(cls|bbox|mask)_tower\.(\d+)\.(weight|bias)', name)
-    if tower:
-        branch, index, leaf = tower.groups()
-        owner = {'cls': 'bbox_head.cls', 'bbox': 'bbox_head.reg', 'mask': 'mask_head.mask'}[branch]
-        return f'{owner}_convs.{int(index) // 3}.{"gn" if int(index) % 3 else "conv"}.{leaf}'
-    renamed = {
-        'cls_logits': 'bbox_head.conv_cls',
-        'bbox_pred': 'bbox_head.conv_reg',
-        'centerness': 'bbox_head.conv_centerness',
-        'proposal_margin_pred': 'bbox_head.conv_margin',
-        'proposal_spatial_embed_pred': 'bbox_head.conv_embed',
-        'proposal_other_embed_pred': 'bbox_head.conv_embed',
-        'pixel_spatial_embed_pred': 'mask_head.conv_embed',
-        'pixel_other_embed_pred': 'mask_head.conv_embed',
-        'position_scale': 'bbox_head.position',
-        'scales': 'bbox_head.scales',
-        'margin_scales': 'bbox_head.margin_scales',
-    }
-    head, rest = name.split('.', 1)
-    return f'{renamed[head]}.{rest}'
-
-
-def reference_state_dict() -> dict[str, Tensor]:
-    """Draw the small head's weights, under our names; spatial channels precede the others."""
-    shapes = json.loads((DATA / 'head_state_dict.json').read_text())
-    state_dict: dict[str, Tensor] = {}
-    for name, shape in sorted(shapes.items(), key=lambda item: 'other_embed' in item[0]):
-        weight, ours = draw_weight('rpn.head.' + name, shape), our_names(name)
-        weight = weight[0] if re.search(r'\bscales|margin_scales', name) else weight
-        state_dict[ours] = torch.cat([state_dict[ours], weight]) if ours in state_dict else weight
-    return state_dict
+def draw_state_dict(key_list: str, prefix: str = '') -> dict[str, Tensor]:
+    """Draw all weights of a list under ``data``, by the authors' names: the list's with `prefix` before each."""
+    shapes = json.loads((DATA / f'{key_list}.json').read_text())
+    return {prefix + name: draw_weight(prefix + name, shape) for name, shape in shapes.items()}
 
 
 class Heads(nn.Module):
@@ -93,7 +69,7 @@ class Heads(nn.Module):
         self.bbox_head = EmbedMaskBBoxHead(NUM_CLASSES, **widths)
         self.mask_head = EmbedMaskMaskHead(**widths)
         self.mask_head.share_position(self.bbox_head.position)
-        self.load_state_dict(reference_state_dict())
+        self.load_state_dict(to_mmdet(draw_state_dict('head_state_dict', prefix='rpn.head.'), self))
 
 
 def features() -> tuple[Tensor, ...]:
