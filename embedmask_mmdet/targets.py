@@ -82,6 +82,22 @@ def assign_locations(
     return matched_gt.masked_fill(smallest.isinf(), NO_INSTANCE)
 
 
+def keep_allowed(matched_gt: Tensor, allowed: Tensor) -> Tensor:
+    """Withdraw locations from instances for which they may not answer.
+
+    Args:
+        matched_gt: Int64 ``(P,)`` from :func:`assign_locations`.
+        allowed: Bool ``(P, N)``.
+
+    Returns:
+        Int64 tensor ``(P,)``, -1 where it was or is not allowed.
+    """
+    if allowed.shape[1] == 0:
+        return matched_gt
+    is_allowed = allowed.gather(1, matched_gt.clamp(min=0)[:, None])[:, 0]
+    return matched_gt.masked_fill(~is_allowed, NO_INSTANCE)
+
+
 def aligned_ious(bboxes: Tensor, gt_bboxes: Tensor) -> Tensor:
     """Compute the IoU of each predicted box with the ground-truth box beside it, sizes counted with +1.
 
@@ -98,22 +114,24 @@ def aligned_ious(bboxes: Tensor, gt_bboxes: Tensor) -> Tensor:
     return intersection / (area + gt_area - intersection)
 
 
-def best_candidates(gt_inds: Tensor, quality: Tensor, num_gts: int) -> Tensor:
+def best_candidates(gt_inds: Tensor, quality: Tensor, num_gts: int, num_best: int = 1) -> Tensor:
     """Choose for each instance the best of its candidates.
 
     Args:
         gt_inds: Int64 ``(K,)``, the instance of each candidate.
         quality: ``(K,)``; of equal ones the first is chosen.
         num_gts: ``N``.
+        num_best: Candidates to choose for an instance; those with fewer keep all.
 
     Returns:
-        Int64 tensor, at most ``N`` long: index of a candidate for each instance that has one, by instance.
+        Int64 tensor, at most ``N * num_best`` long: indices of candidates by instance, the best of each first.
     """
-    best = quality.new_full((num_gts,), -torch.inf).scatter_reduce(0, gt_inds, quality, 'amax')
-    order = torch.arange(len(gt_inds), device=gt_inds.device)
-    order = torch.where(quality == best[gt_inds], order, len(gt_inds))
-    chosen = order.new_full((num_gts,), len(gt_inds)).scatter_reduce(0, gt_inds, order, 'amin')
-    return chosen[chosen < len(gt_inds)]
+    order = quality.argsort(descending=True, stable=True)
+    order = order[gt_inds[order].argsort(stable=True)]
+    counts = gt_inds.new_zeros(num_gts).index_add(0, gt_inds, torch.ones_like(gt_inds))
+    firsts = counts.cumsum(0) - counts
+    ranks = torch.arange(len(order), device=order.device) - firsts[gt_inds[order]]
+    return order[ranks < num_best]
 
 
 def any_of_middles(masks: Tensor, dim: int, num_cells: int, stride: int) -> Tensor:

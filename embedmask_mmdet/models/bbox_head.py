@@ -14,9 +14,17 @@ from mmdet.utils import ConfigType, InstanceList, OptInstanceList, OptMultiConfi
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.nn import functional
 
 from embedmask_mmdet.models.embedding import NUM_SPATIAL, EmbeddingConv, PositionEmbedding
-from embedmask_mmdet.targets import NO_INSTANCE, aligned_ious, assign_locations, best_candidates, inside_masks
+from embedmask_mmdet.targets import (
+    NO_INSTANCE,
+    aligned_ious,
+    assign_locations,
+    best_candidates,
+    inside_masks,
+    keep_allowed,
+)
 
 
 def flatten_levels(mlvl_maps: list[Tensor]) -> Tensor:
@@ -53,7 +61,12 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         prior_margin: Distance between embeddings at which the initial margin gives the probability 0.5.
         fix_margin: Whether every margin keeps its initial value instead of being predicted.
         margin_reduce_factor: What the box tower's features are divided by before the margin's convolution.
-        sample_in_mask: Whether a location must lie in an instance's mask to answer for it.
+        sample_in_mask: Whether a location must lie in an instance's mask to answer for it in the mask loss.
+        detect_in_mask: Whether that also holds for classes, boxes and centerness, which else are trained as in FCOS.
+        num_mask_locations: Locations of an instance that the mask loss looks at, those with the best boxes first.
+        box_centers: Whether spatial embeddings are relative to the centre of the predicted box, not to the location.
+        box_margins: Whether spatial margins are relative to the predicted box: at ``prior_margin`` units from its
+            embedding there lies the box's side, whatever its size, and not ``prior_margin * coord_scale`` pixels.
         strides: Input pixels a cell, by level.
         center_sampling: As in ``FCOSHead``, like the following ones.
         norm_on_bbox: Whether distances are predicted in units of the stride.
@@ -64,7 +77,7 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         kwargs: Everything else that ``FCOSHead`` takes, ``dcn_on_last_conv`` among it.
 
     Raises:
-        ValueError: If ``embed_dim``, ``coord_scale`` or ``prior_margin`` cannot be.
+        ValueError: If ``embed_dim``, ``coord_scale``, ``prior_margin`` or ``num_mask_locations`` cannot be.
     """
 
     def __init__(
@@ -78,6 +91,10 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         fix_margin: bool = False,
         margin_reduce_factor: float = 32.0,
         sample_in_mask: bool = True,
+        detect_in_mask: bool = True,
+        num_mask_locations: int = 1,
+        box_centers: bool = False,
+        box_margins: bool = False,
         strides: tuple[int, ...] = (8, 16, 32, 64, 128),
         center_sampling: bool = True,
         norm_on_bbox: bool = True,
@@ -89,13 +106,20 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
     ) -> None:
         if not prior_margin > 0:
             raise ValueError(f'prior_margin must be above 0, got {prior_margin}')
+        if num_mask_locations < 1:
+            raise ValueError(f'num_mask_locations must be at least 1, got {num_mask_locations}')
         self.embed_dim = embed_dim
         self.embed_reduce_factor = embed_reduce_factor
         self.coord_scale = coord_scale
+        self.prior_margin = prior_margin
         self.log_initial_margin = math.log(-math.log(0.5) / prior_margin**2)
         self.fix_margin = fix_margin
         self.margin_reduce_factor = margin_reduce_factor
         self.sample_in_mask = sample_in_mask
+        self.detect_in_mask = detect_in_mask
+        self.num_mask_locations = num_mask_locations
+        self.box_centers = box_centers
+        self.box_margins = box_margins
         self.reg_feats: list[Tensor] = []
         super().__init__(
             num_classes,
@@ -185,6 +209,7 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         )
         self._raw_positive_infos.update(
             gt_bboxes=[gt_instances.bboxes for gt_instances in batch_gt_instances],
+            points=torch.cat(self._mlvl_points(bbox_preds)),
             bboxes=self._decode_levels(bbox_preds).detach(),
             proposal_embed=flatten_levels(proposal_embeds),
             proposal_margin=flatten_levels(proposal_margins),
@@ -221,9 +246,12 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
     ) -> tuple[Tensor, Tensor]:
         radius = self.center_sample_radius if self.center_sampling else math.inf
         radii = torch.cat([points.new_full((n,), s * radius) for n, s in zip(num_points_per_lvl, self.strides)])
-        allowed = self._inside_instance(gt_instances, points) if self.sample_in_mask else None
+        inside = self._inside_instance(gt_instances, points) if self.sample_in_mask else None
+        allowed = inside if self.detect_in_mask else None
         matched_gt = assign_locations(points, radii, regress_ranges, gt_instances.bboxes, allowed)
-        self._raw_positive_infos['matched_gts'].append(matched_gt)
+        # Where the detector's rule is the weaker one, the mask loss uses fewer locations, never other ones.
+        mask_gt = matched_gt if inside is None else keep_allowed(matched_gt, inside)
+        self._raw_positive_infos['matched_gts'].append(mask_gt)
 
         labels = matched_gt.new_full(matched_gt.shape, self.num_classes)
         bbox_targets = points.new_zeros((len(points), 4))
@@ -243,12 +271,13 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         return inside_masks(gt_instances.masks, points)
 
     def get_positive_infos(self) -> InstanceList:
-        """Choose the location that stands for each instance in the mask loss, after :meth:`loss_by_feat`.
+        """Choose the locations that stand for each instance in the mask loss, after :meth:`loss_by_feat`.
 
-        Of an instance's positive locations it is the one whose predicted box overlaps the ground truth most.
+        Of an instance's positive locations they are the ``num_mask_locations`` ones whose predicted boxes overlap the
+        ground truth most.
 
         Returns:
-            For each image the instances that have a positive: ``gt_inds``, index of the ground truth, int64 ``(N,)``;
+            For each image the chosen locations: ``gt_inds``, index of the ground truth, int64 ``(N,)``, ascending;
             ``proposal_embed`` and ``proposal_margin`` ``(N, D)``, with gradients.
         """
         infos = self._raw_positive_infos
@@ -259,16 +288,38 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         imgs, locations = (matched_gts != NO_INSTANCE).nonzero(as_tuple=True)
         gt_inds = matched_gts[imgs, locations] + first_gts[imgs]
         ious = aligned_ious(infos['bboxes'][imgs, locations], gt_bboxes[gt_inds])
-        best = best_candidates(gt_inds, ious, len(gt_bboxes))
+        best = best_candidates(gt_inds, ious, len(gt_bboxes), self.num_mask_locations)
 
         imgs, locations = imgs[best], locations[best]
+        proposal_embed, proposal_margin = self._relate_to_boxes(
+            infos['proposal_embed'][imgs, locations],
+            infos['proposal_margin'][imgs, locations],
+            infos['points'][locations],
+            infos['bboxes'][imgs, locations],
+        )
         chosen = InstanceData(
-            gt_inds=gt_inds[best] - first_gts[imgs],
-            proposal_embed=infos['proposal_embed'][imgs, locations],
-            proposal_margin=infos['proposal_margin'][imgs, locations],
+            gt_inds=gt_inds[best] - first_gts[imgs], proposal_embed=proposal_embed, proposal_margin=proposal_margin
         )
         self._raw_positive_infos = dict()
         return [chosen[imgs == img] for img in range(len(num_gts))]
+
+    def _relate_to_boxes(
+        self, proposal_embed: Tensor, proposal_margin: Tensor, points: Tensor, bboxes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Make spatial channels ``(N, D)`` relative to predicted boxes ``(N, 4)`` as far as the settings say.
+
+        It is done for locations that were chosen already, as most locations' boxes mean nothing.
+        """
+        others = (0, self.embed_dim - NUM_SPATIAL)
+        if self.box_centers:
+            shift = self.position.embed((bboxes[:, :2] + bboxes[:, 2:]) / 2 - points)
+            proposal_embed = proposal_embed + functional.pad(shift, others)
+        if self.box_margins:
+            # Nothing smaller than a cell can be told apart from it, and early boxes have no size at all.
+            sides = (bboxes[:, 2:] - bboxes[:, :2]).clamp(min=self.strides[0])
+            units = 2 * self.prior_margin * self.coord_scale / sides
+            proposal_margin = proposal_margin * functional.pad(units.square(), others, value=1)
+        return proposal_embed, proposal_margin
 
     def predict_by_feat(
         self,
@@ -325,10 +376,13 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         scores, order = scores.topk(min(nms_pre, len(scores)) if nms_pre > 0 else len(scores))
         labels, cells = labels[order], cells[order]
         bboxes = self.bbox_coder.decode(points[cells], bbox_pred[:, cells].t(), max_shape=img_meta['img_shape'])
+        proposal_embed, proposal_margin = self._relate_to_boxes(
+            embed[:, cells].t(), margin[:, cells].t(), points[cells], bboxes
+        )
         return InstanceData(
             bboxes=bboxes,
             scores=scores,
             labels=labels,
-            proposal_embed=embed[:, cells].t(),
-            proposal_margin=margin[:, cells].t(),
+            proposal_embed=proposal_embed,
+            proposal_margin=proposal_margin,
         )

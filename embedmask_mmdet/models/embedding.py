@@ -39,7 +39,11 @@ class PositionEmbedding(nn.Module):
             Float32 tensor ``(2, h, w)``: x, then y.
         """
         points = MlvlPointGenerator([stride], offset=0.5).grid_priors([featmap_size], device=self.scale.device)[0]
-        return self.scale * points.t().reshape(NUM_SPATIAL, *featmap_size) / self.coord_scale
+        return self.embed(points.t().reshape(NUM_SPATIAL, *featmap_size))
+
+    def embed(self, points: Tensor) -> Tensor:
+        """Turn locations or distances in input pixels, of any shape, into units of embedding."""
+        return self.scale * points / self.coord_scale
 
 
 class EmbeddingConv(nn.Conv2d):

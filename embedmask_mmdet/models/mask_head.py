@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from mmcv.cnn import ConvModule
+from mmcv.ops import roi_align
 from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
@@ -27,6 +28,33 @@ def rle_masks(*args, ori_shape: tuple[int, int], **kwargs) -> RLEMasks:
     return RLEMasks(ops.instance_rles(*args, ori_shape=ori_shape, **kwargs), ori_shape)
 
 
+def instance_weights(gt_inds: Tensor) -> Tensor:
+    """Weigh the locations ``(N,)`` of an image's instances so that all instances count alike, together 1."""
+    shares = 1 / (gt_inds[:, None] == gt_inds).sum(dim=1)
+    return shares / shares.sum()
+
+
+def mask_certainties(pixel_embed: Tensor, results: InstanceData, stride: int, mask_thr: float) -> Tensor:
+    """Compute the mean probability inside each detection's mask, from points spread evenly over its box.
+
+    Args:
+        pixel_embed: ``(D, h, w)``.
+        results: ``proposal_embed`` and ``proposal_margin`` ``(N, D)``, ``bboxes`` ``(N, 4)`` in input pixels.
+        stride: Input pixels a cell of ``pixel_embed``.
+        mask_thr: Probability above which a point is inside.
+
+    Returns:
+        ``(N,)``, 0 where no point is inside.
+    """
+    rois = functional.pad(results.bboxes, (1, 0))
+    points = roi_align(pixel_embed[None], rois, CERTAINTY_POINTS, 1 / stride, 1)
+    distance = (points - results.proposal_embed[..., None, None]).square()
+    prob = torch.exp(-(results.proposal_margin[..., None, None] * distance).sum(dim=1))
+    inside = prob > mask_thr
+    return (prob * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
+
+
+CERTAINTY_POINTS = (14, 14)
 SEGMENTERS = {'bitmap': ops.instance_masks, 'rle': rle_masks}
 
 
@@ -43,6 +71,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
         stacked_convs: Convolutions of the tower.
         embed_dim: ``D``, as in the box head.
         embed_reduce_factor: What the tower's features are divided by before the embedding's convolution.
+        num_levels: Feature maps that feed the tower, the finest first; coarser ones are enlarged and added to it.
         stride: Input pixels a cell of the finest feature map.
         mask_scale: By how much the pixel embedding is enlarged before it is compared with proposals.
         box_padding: Cells of the mask grid by which the box is grown outside which the loss looks at no pixel;
@@ -53,11 +82,12 @@ class EmbedMaskMaskHead(BaseMaskHead):
         loss_mask: Config of the loss.
         train_cfg: Not used.
         test_cfg: ``mask_thr``, the probability above which a pixel belongs to an instance; ``mask_format``,
-            ``'bitmap'`` or ``'rle'``; ``keep_embed``, whether results also hold the embeddings that made the masks.
+            ``'bitmap'`` or ``'rle'``; ``keep_embed``, whether results also hold the embeddings that made the masks;
+            ``score_masks``, whether a detection's score is multiplied by its mask's mean probability.
         init_cfg: Initialization.
 
     Raises:
-        ValueError: If ``mask_thr`` is not between 0 and 1 or ``mask_format`` is unknown.
+        ValueError: If ``mask_thr`` is not between 0 and 1, ``mask_format`` is unknown or ``num_levels`` below 1.
     """
 
     def __init__(
@@ -67,6 +97,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
         stacked_convs: int = 4,
         embed_dim: int = 16,
         embed_reduce_factor: float = 1.0,
+        num_levels: int = 1,
         stride: int = 8,
         mask_scale: int = 2,
         box_padding: int = -1,
@@ -85,11 +116,15 @@ class EmbedMaskMaskHead(BaseMaskHead):
         self.mask_thr = test_cfg.get('mask_thr', 0.53)
         self.mask_format = test_cfg.get('mask_format', 'bitmap')
         self.keep_embed = test_cfg.get('keep_embed', False)
+        self.score_masks = test_cfg.get('score_masks', False)
+        if num_levels < 1:
+            raise ValueError(f'num_levels must be at least 1, got {num_levels}')
         if not 0 < self.mask_thr < 1:
             raise ValueError(f'test_cfg.mask_thr is a probability between 0 and 1, got {self.mask_thr}')
         if self.mask_format not in SEGMENTERS:
             raise ValueError(f'test_cfg.mask_format must be one of {sorted(SEGMENTERS)}, got {self.mask_format!r}')
         self.embed_dim = embed_dim
+        self.num_levels = num_levels
         self.stride = stride
         self.mask_scale = mask_scale
         self.box_padding = box_padding
@@ -143,8 +178,15 @@ class EmbedMaskMaskHead(BaseMaskHead):
         """
         if not self._position:
             raise RuntimeError('call share_position(bbox_head.position) first, as the detector EmbedMask does')
-        feat = self.mask_convs(x[0])
+        feat = self.mask_convs(self._merge_levels(x[: self.num_levels]))
         return (self.conv_embed(feat, self._position[0](feat.shape[-2:], self.stride)),)
+
+    @staticmethod
+    def _merge_levels(levels: tuple[Tensor, ...]) -> Tensor:
+        finest, *coarser = levels
+        for level in coarser:
+            finest = finest + functional.interpolate(level, finest.shape[-2:], mode='bilinear', align_corners=False)
+        return finest
 
     def loss(
         self,
@@ -205,7 +247,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
     def _compare_single(
         self, mask_embed: Tensor, positives: InstanceData, gt_instances: InstanceData
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-probabilities and targets ``(N, H, W)`` of one image, and a weight for each instance."""
+        """Return log-probabilities and targets ``(N, H, W)`` of one image, and a weight for each location."""
         log_prob = ops.embedding_log_prob(mask_embed, positives.proposal_embed, positives.proposal_margin)
         mask_stride = self.stride // self.mask_scale
         gt_inds = positives.gt_inds
@@ -214,8 +256,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
             inside = inside_boxes(gt_instances.bboxes[gt_inds], log_prob.shape[1:], mask_stride, self.box_padding)
             # What is surely background and is background costs nothing.
             log_prob, target = log_prob.masked_fill(~inside, -torch.inf), target & inside
-        weight = log_prob.new_full((len(positives),), 1 / max(len(positives), 1))
-        return log_prob, target, weight
+        return log_prob, target, instance_weights(gt_inds)
 
     def predict_by_feat(
         self,
@@ -237,6 +278,8 @@ class EmbedMaskMaskHead(BaseMaskHead):
             ``proposal_margin`` ``(N, D)`` stay only with ``keep_embed``, and then there is ``pixel_embed`` as well,
             ``(D, h, w)``, which belongs to the image and so is meta information.
         """
+        if self.score_masks:
+            results_list = [self._score_masks(*image) for image in zip(pixel_embeds, results_list)]
         for pixel_embed, img_meta, results in zip(pixel_embeds, batch_img_metas, results_list):
             img_shape = img_meta['img_shape'][:2]
             results.masks = SEGMENTERS[self.mask_format](
@@ -259,3 +302,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
                 scale_factor = img_meta.get('scale_factor', (1.0, 1.0))
                 results.bboxes = scale_boxes(results.bboxes, [1 / factor for factor in scale_factor])
         return results_list
+
+    def _score_masks(self, pixel_embed: Tensor, results: InstanceData) -> InstanceData:
+        results.scores = results.scores * mask_certainties(pixel_embed, results, self.stride, self.mask_thr)
+        return results[results.scores.argsort(descending=True, stable=True)]
