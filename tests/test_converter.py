@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 
 from tests import upstream
-from tests.reference import DATA, draw_state_dict
+from tests.reference import DATA, draw_state_dict, relative_error
 from tests.tiny import ROOT, draw_shapes
 from tools.model_converters import embedmask_to_mmdet as converter
 
@@ -264,6 +264,38 @@ def test_reverse_of_another_network_is_refused(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     torch.save(dict(state_dict={'bbox_head.conv_cls.bias': torch.zeros(80)}), 'ours.pth')
     assert 'lacks' in error_of(monkeypatch, '--reverse', 'ours.pth', 'theirs.pth')
+
+
+def test_oracle_has_the_authors_head():
+    network = upstream.AuthorsNetwork(draw_state_dict('head_state_dict', prefix='rpn.head.'))
+    arrays = np.load(DATA / 'head.npz')
+    names = ('cls_score', None, 'centerness', 'proposal_embed', 'proposal_margin')
+    for level in range(5):
+        outs = network.head(level, torch.from_numpy(arrays[f'feat{level}'][:1]))
+        for name, out in zip(names, outs):
+            if name is not None:
+                expected = arrays[f'train_{name}{level}'][0].reshape(out.shape[1], -1).T
+                assert relative_error(out, expected) < 1e-4
+        corners = upstream.locations(torch.zeros(arrays[f'feat{level}'].shape[2:]), upstream.STRIDES[level])
+        distances = arrays[f'eval_bbox_pred{level}'][0].reshape(4, -1)
+        signs = np.array([-1, -1, 1, 1])[:, None]
+        assert relative_error(outs[1].T, corners.repeat(2, 1, 1).flatten(1).numpy() + signs * distances) < 1e-4
+    pixel_embed = network.embed('pixel', network.tower('mask', torch.from_numpy(arrays['feat0'])), upstream.STRIDES[0])
+    assert relative_error(pixel_embed, arrays['train_pixel_embed']) < 1e-4
+
+
+def test_oracle_has_the_authors_masks():
+    arrays = np.load(DATA / 'masks.npz')
+    pixel_embed, embeds, margins, bboxes = (
+        torch.from_numpy(arrays[name]) for name in ('pixel_embed', 'proposal_embed', 'proposal_margin', 'bboxes')
+    )
+    pixel_embed = torch.nn.functional.interpolate(pixel_embed, scale_factor=2, mode='bilinear')[0]
+    img_shape = tuple(arrays['img_shape'].tolist())
+    for size in range(3):
+        ori_shape = tuple(arrays[f'ori_shape{size}'].tolist())
+        expected = np.unpackbits(arrays[f'masks{size}'], axis=-1)[..., : ori_shape[1]]
+        masks = [upstream.segment(pixel_embed, *each, img_shape, ori_shape) for each in zip(bboxes, embeds, margins)]
+        assert (torch.stack(masks).numpy() != expected).mean() <= 1e-4
 
 
 def compare(cfg, weights, checkpoint, images):

@@ -1,7 +1,7 @@
 """The authors' network and inference in plain PyTorch, run straight from a checkpoint with their names.
 
-An oracle for the converter and for the COCO configs, so it shares nothing with the package or with MMDetection. Written
-from what the authors' code computes; arrays of that code check its head in ``tests/models``.
+An oracle for the converter and for the COCO configs, so it shares nothing with the package or with MMDetection. Arrays
+of the authors' code check its head and its masks, as they check ours.
 """
 
 from __future__ import annotations
