@@ -1,7 +1,7 @@
 """Make a COCO dataset of textured shapes that hide one another, for comparing models where nothing can be downloaded.
 
-Six classes, told apart by outline alone: four of them are concave or have a hole, all come in any rotation, colour and
-texture, and sizes are spread evenly over octaves from 8 pixels to 15/16 of the image. Masks are what is visible.
+Six classes, of which four are concave or have a hole. Colours hint at the class, outlines tell it; textures and
+rotations are any. Sizes are spread evenly over octaves from 8 pixels to 15/16 of the image. Masks are what is visible.
 
     OUT/images/{train,test}_0000.png ...
     OUT/annotations/{train,test}.json
@@ -26,6 +26,7 @@ MIN_SIZE = 8  # pixels; the longer side of a shape's box
 INSTANCES = (4, 12)  # tried in an image; those that would be nearly hidden are left out
 MIN_VISIBLE = 0.4  # of a shape's area
 MIN_AREA = 16  # pixels
+HUE_SPREAD = 0.06  # turns; the classes' hues are 1/6 apart, so that a hue hints at the class and no more
 SUPERSAMPLING = 4  # finer grid on which outlines are filled
 Rng = np.random.Generator
 
@@ -113,17 +114,23 @@ def place(rng: Rng, shape: np.ndarray, size: int) -> np.ndarray:
     return image[side : side + size, side : side + size]
 
 
-def texture(rng: Rng, size: int) -> np.ndarray:
-    """Draw a pattern of one of three kinds between two colours, `(size, size, 3)` float32 from 0 to 255."""
+def pattern(rng: Rng, size: int) -> np.ndarray:
+    """Draw clouds, waves or checks, `(size, size)` from 0 to 1."""
     x, y = np.meshgrid(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32))
     kind, period = rng.integers(3), 2 ** rng.uniform(2, 5)
     cells = int(np.ceil(size / period)) + 2
     clouds = cv2.resize(rng.random((cells, cells), np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
     u, v = (x * np.cos(t) + y * np.sin(t) for t in rng.uniform(0, np.pi) + np.array([0, np.pi / 2]))
     waves = [np.sin(2 * np.pi * t / period + 3 * clouds) for t in (u, v)]
-    pattern = (clouds, waves[0] / 2 + 0.5, (waves[0] * waves[1] > 0).astype(np.float32))[kind]
-    colors = rng.uniform(30, 225, 3) + rng.uniform(-60, 60, (2, 3))
-    return (colors[0] + pattern[..., None] * (colors[1] - colors[0])).astype(np.float32)
+    return (clouds, waves[0] / 2 + 0.5, (waves[0] * waves[1] > 0).astype(np.float32))[kind]
+
+
+def texture(rng: Rng, size: int, hue: float, saturation: float) -> np.ndarray:
+    """Draw a pattern in two shades of a colour, whose hue is in turns, `(size, size, 3)` float32 from 0 to 255."""
+    shades = rng.uniform(60, 255) + rng.uniform(20, 80) * np.array([-0.5, 0.5])
+    color = 1 - saturation * (0.5 + 0.5 * np.cos(2 * np.pi * (hue + np.arange(3) / 3)))
+    value = shades[0] + pattern(rng, size) * (shades[1] - shades[0])
+    return (value[..., None] * color).astype(np.float32)
 
 
 def draw_instances(rng: Rng, size: int) -> tuple[list[np.ndarray], list[int]]:
@@ -148,11 +155,12 @@ def draw_instances(rng: Rng, size: int) -> tuple[list[np.ndarray], list[int]]:
 def draw_image(rng: Rng, size: int) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
     """Draw an image `(size, size, 3)` uint8 with its visible masks `(size, size)` uint8 and their classes."""
     masks, labels = draw_instances(rng, size)
-    image = texture(rng, size)
-    for mask in masks:
-        image[mask > 0] = texture(rng, size)[mask > 0]
+    image = texture(rng, size, rng.random(), rng.uniform(0, 0.3))
+    for mask, label in zip(masks, labels):
+        hue = label / len(SHAPES) + rng.normal(0, HUE_SPREAD)
+        image[mask > 0] = texture(rng, size, hue, rng.uniform(0.6, 1))[mask > 0]
     light = cv2.resize(rng.uniform(0.6, 1.2, (2, 2)).astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
-    image = cv2.GaussianBlur(image * light[..., None], (0, 0), 0.7) + rng.normal(0, 8, image.shape)
+    image = cv2.GaussianBlur(image * light[..., None], (0, 0), 0.7) + rng.normal(0, 6, image.shape)
     return np.clip(image.round(), 0, 255).astype(np.uint8), masks, labels
 
 
