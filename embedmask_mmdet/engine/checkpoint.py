@@ -82,8 +82,8 @@ def _find_alternatives(path: Path) -> str:
     return f'In {folder} there are: {", ".join(file.name for file in found[-8:]) or "no .pth files"}.'
 
 
-def _explain(path: Path, error: Exception) -> str:
-    """Say why a file did not load and what to do about it."""
+def explain_failure(path: Path, error: Exception) -> str:
+    """Say why a file that is there did not load, from what torch raised, and what to do about it."""
     damaged = (
         'It was probably being written when training was stopped, or the disk was full, or a copy of it is '
         f'incomplete. Copy it again or use an earlier one. {_find_alternatives(path)}'
@@ -144,7 +144,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Mapping:
     except (torch.cuda.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # the unpickler raises nearly anything on bytes that are no pickle
-        raise CheckpointError(_explain(path, error)) from error
+        raise CheckpointError(explain_failure(path, error)) from error
     if not _holds_weights(checkpoint):
         raise CheckpointError(
             f'The file {path} was loaded, but holds no weights: a dict of tensors, or one under "state_dict", '

@@ -29,7 +29,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from embedmask_mmdet.engine.checkpoint import CheckpointError, _explain
+from embedmask_mmdet.engine.checkpoint import CheckpointError, explain_failure
 from embedmask_mmdet.engine.checks import name_some
 from embedmask_mmdet.engine.resume import AtomicBackend
 from embedmask_mmdet.models.embedding import NUM_SPATIAL
@@ -190,7 +190,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from error
     except Exception as error:  # the unpickler raises nearly anything on bytes that are no pickle
-        raise CheckpointError(_explain(path, error)) from error
+        raise CheckpointError(explain_failure(path, error)) from error
     weights = checkpoint
     if isinstance(checkpoint, Mapping):
         weights = checkpoint.get('model', checkpoint.get('state_dict', checkpoint))
