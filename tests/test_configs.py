@@ -1,20 +1,58 @@
 """The configs say what algorithm and schedule say, and what they inherit is MMDetection's FCOS."""
 
+import re
+import subprocess
+import sys
+
 import pytest
+import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 
-from tests.tiny import ROOT, tiny_detector
+from tests.tiny import COCO_CONFIG, ROOT, tiny_detector, tiny_model_cfg, write_tiny_coco
+from tests.training.test_distributed import launch, wait
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+README = ROOT / 'configs' / 'README.md'
+CAFFE = dict(mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
+PYTORCH = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
+
+
+def table_rows() -> dict[str, list[str]]:
+    """Read the cells of the rows of configs/README.md that begin with a link, by the file that is linked."""
+    rows = re.findall(r'^\| \[[^]]*\]\(([^)]*)\) \|(.*)\|$', README.read_text(), re.MULTILINE)
+    return {file: [cell.strip() for cell in cells.split('|')] for file, cells in rows}
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_config_builds(path):
+def test_config_builds_with_the_parameters_that_the_readme_gives(path):
     cfg = Config.fromfile(path)
-    cfg.model.backbone.init_cfg = None
-    model = tiny_detector(cfg.model)
+    init_default_scope('mmdet')
+    model = MODELS.build(cfg.model)
     assert type(model).__name__ == 'EmbedMask'
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    assert table_rows()[path.name][1] == f'{millions:.1f}'
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_input_is_what_the_pretrained_weights_saw(path):
+    cfg = Config.fromfile(path).model
+    if cfg.backbone.init_cfg is None:
+        return
+    checkpoint = cfg.backbone.init_cfg.checkpoint
+    # MMEngine would import torchvision for its addresses.
+    assert not checkpoint.startswith('torchvision')
+    seen = CAFFE if checkpoint.endswith('_caffe') else PYTORCH
+    assert {name: cfg.data_preprocessor[name] for name in seen} == seen
+    if 'style' in cfg.backbone:
+        assert cfg.backbone.style == ('caffe' if seen is CAFFE else 'pytorch')
+
+
+def test_readme_lists_the_configs_that_there_are():
+    assert sorted(table_rows()) == [path.name for path in CONFIGS]
 
 
 def test_r50_is_the_reference():
@@ -56,3 +94,35 @@ def test_biases_learn_at_twice_the_rate_without_decay():
         assert group['lr'] == (0.02 if is_bias else 0.01), names[id(param)]
         assert group['weight_decay'] == (0.0 if is_bias else 1e-4), names[id(param)]
         assert group['momentum'] == 0.9
+
+
+def test_two_gpus_halve_the_rates_of_weights_and_biases(tmp_path, monkeypatch):
+    cfg = Config.fromfile(COCO_CONFIG)
+    cfg.model = tiny_model_cfg()
+    cfg.work_dir = str(tmp_path)
+    runner = Runner.from_cfg(cfg)
+    monkeypatch.setattr(runner, '_world_size', 2)
+    optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+    # What `--auto-scale-lr` sets.
+    runner.scale_lr(optim_wrapper, dict(cfg.auto_scale_lr, enable=True))
+    names = {id(p): name for name, p in runner.model.named_parameters()}
+    for group in optim_wrapper.optimizer.param_groups:
+        name = names[id(group['params'][0])]
+        assert group['lr'] == (0.01 if name.endswith('.bias') else 0.005), name
+
+
+@pytest.mark.slow
+def test_dist_train_with_auto_scale_lr_on_two_processes(tmp_path):
+    data_root = write_tiny_coco(tmp_path / 'data')
+    command = ['bash', 'dist_train.sh']
+    wait(launch(data_root, tmp_path / 'run', 4, command, '2', '--auto-scale-lr', PORT='29713'))
+    checkpoint = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=True)
+    assert {group['initial_lr'] for group in checkpoint['optimizer']['param_groups']} == {0.005, 0.01}
+
+
+@pytest.mark.slow
+def test_get_flops_gives_the_figures_of_the_readme():
+    tool = ROOT / 'tools' / 'analysis_tools' / 'get_flops.py'
+    run = subprocess.run([sys.executable, tool, *CONFIGS], check=True, capture_output=True, text=True)
+    counted = dict(re.findall(r'^\| (\S+\.py) \| (.*) \|$', run.stdout, re.MULTILINE))
+    assert counted == {file: ' | '.join(cells[1:3]) for file, cells in table_rows().items()}
