@@ -133,14 +133,16 @@ def check_metrics(evaluator: Evaluator, dataset: object, name: str) -> None:
     Raises:
         InputError: If a file has other images than the dataset, or instances without "iscrowd".
     """
-    infos = [each.get_data_info(i) for each in innermost_datasets(dataset) for i in range(len(each))]
+    infos = (each.get_data_info(i) for each in innermost_datasets(dataset) for i in range(len(each)))
+    judged = {info.get('img_id'): os.path.basename(info.get('img_path', '')) for info in infos}
+    # Other datasets than COCO's kind may have neither.
+    judged.pop(None, None)
     for metric in evaluator.metrics:
         coco = metric._coco_api if type(metric) is CocoMetric else None
         if coco is None:
             continue
-        known = {image_id: os.path.basename(image['file_name']) for image_id, image in coco.imgs.items()}
-        judged = {info['img_id']: os.path.basename(info['img_path']) for info in infos}
-        foreign = [image for image_id, image in judged.items() if known.get(image_id) != image]
+        known = {image_id: os.path.basename(image.get('file_name', '')) for image_id, image in coco.imgs.items()}
+        foreign = [image for image_id, image in judged.items() if known.get(image_id) not in (image, '')]
         if foreign:
             raise InputError(
                 f'the annotation file of {name} is not the one of its dataset: it has no images {name_some(foreign)} '
