@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import torch
+from mmengine.utils import ManagerMixin
+
 
 class Ran(NamedTuple):
     """What became of a script."""
@@ -22,14 +25,27 @@ class Ran(NamedTuple):
     stderr: str
 
 
+def managers() -> Iterator[type]:
+    """Yield MMEngine's classes that keep named instances for a whole process."""
+    classes = [ManagerMixin]
+    while classes:
+        yield classes[-1]
+        classes += classes.pop().__subclasses__()
+
+
 @contextlib.contextmanager
-def working_folder(folder: Path) -> Iterator[None]:
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
+def like_a_process(folder: Path) -> Iterator[None]:
+    """Work in a folder, with nothing kept from what ran before and nothing left to what runs after."""
+    before, num_threads = os.getcwd(), torch.get_num_threads()
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.chdir, before)
+        stack.callback(torch.set_num_threads, num_threads)
+        stack.enter_context(mock.patch.dict(os.environ))
+        stack.enter_context(mock.patch.object(sys, 'path', list(sys.path)))
+        for manager in managers():
+            stack.enter_context(mock.patch.dict(manager._instance_dict, clear=True))
+        os.chdir(folder)
         yield
-    finally:
-        os.chdir(before)
 
 
 def run_script(script: Path, arguments: list[str], cwd: Path, **variables: str) -> Ran:
@@ -37,13 +53,13 @@ def run_script(script: Path, arguments: list[str], cwd: Path, **variables: str) 
     script = Path(cwd, script)
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     with (
-        working_folder(cwd),
-        mock.patch.dict(os.environ, variables),
+        like_a_process(cwd),
         mock.patch.object(sys, 'argv', [str(script), *map(str, arguments)]),
-        mock.patch.object(sys, 'path', [str(script.parent), *sys.path]),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
     ):
+        os.environ.update(variables)
+        sys.path.insert(0, str(script.parent))
         try:
             runpy.run_path(str(script), run_name='__main__')
         except SystemExit as end:

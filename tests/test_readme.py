@@ -1,0 +1,364 @@
+"""Every command and every piece of Python in the documentation runs, and every setting that it names is there.
+
+A command runs in a folder where everything is small (``tests/sandbox.py``), by the rule of its program in ``RULES``.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import inspect
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import mmdet
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from tests.in_process import like_a_process, run_script
+from tests.sandbox import NUCLEI_CHECKPOINT, make_sandbox
+from tests.tiny import ROOT, tiny_detector
+
+DOCUMENTS = [
+    ROOT / 'README.md',
+    *(path for folder in ('configs', 'demo', 'docs') for path in sorted((ROOT / folder).glob('*.md'))),
+]
+CONFIG = 'configs/embedmask_r50_1x_coco.py'
+CHECKPOINT = 'work_dirs/embedmask_r50_1x_coco/epoch_12.pth'
+# Whole words, and what stands for the output of a command.
+PLACEHOLDERS = {'CONFIG': CONFIG, 'CHECKPOINT': CHECKPOINT, '$CHECKPOINT': NUCLEI_CHECKPOINT}
+MMDET = str(Path(mmdet.__file__).parent)
+OTHERS = {
+    'pip install labelme2coco': 'another program, in an environment of its own',
+}
+
+
+class Rule(NamedTuple):
+    """How a program's commands run.
+
+    Attributes:
+        says: What it prints when all went well.
+        options: What is added to the command to make it short.
+        covered_by: The test that runs it in its stead, because it takes minutes or changes the machine.
+        rewrites: Files of the folder that it writes; others find the old ones again.
+        slow: Whether it takes more than some seconds.
+    """
+
+    says: str = ''
+    options: str = ''
+    covered_by: str = ''
+    rewrites: str = ''
+    slow: bool = False
+
+
+TRAIN = Rule(says='Saving checkpoint at')
+TEST = Rule(says='segm_mAP_copypaste')
+RULES = {
+    'git clone': Rule(covered_by='tests/test_setup.py::test_fresh_clone_is_set_up'),
+    'pip install': Rule(covered_by='tests/test_setup.py::test_fresh_clone_is_set_up'),
+    'make setup': Rule(covered_by='tests/test_setup.py::test_fresh_clone_is_set_up'),
+    'make demo': Rule(covered_by='tests/test_demo.py::test_demo_reaches_its_figures_and_does_not_train_twice'),
+    'make test': Rule(covered_by='tests/test_tools.py::test_make_lists_its_targets'),
+    'tools/train.py': TRAIN,
+    'tools/test.py': TEST,
+    'tools/dist_train.sh': TRAIN._replace(slow=True),
+    'tools/dist_test.sh': TEST._replace(slow=True),
+    'tools/model_converters/embedmask_to_mmdet.py': Rule(says='wrote', rewrites='models/embedmask_r50.pth'),
+    'tools/dataset_converters/coco2014.py': Rule(says='valminusminival', rewrites='data/coco/annotations/*minival*'),
+    'tools/analysis_tools/score_thresholds.py': Rule(says='written to'),
+    'tools/analysis_tools/benchmark.py': Rule(says='backbone', options='--images 2 --warmup 0 --threads 1'),
+    'tools/analysis_tools/benchmark_masks.py': Rule(
+        says='ours', options='--cases 0 --rounds 1 --threads 1 --out masks.md', slow=True
+    ),
+    'tools/analysis_tools/benchmark_loss.py': Rule(
+        says='lean', options='--img-shape 64 96 --batch-size 1 --instances 2 --crowd 0 --repeats 1', slow=True
+    ),
+    'tools/analysis_tools/get_flops.py': Rule(says='GFLOPs', options='--shape 64 96'),
+    '$MMDET/.mim/tools/analysis_tools/browse_dataset.py': Rule(),
+    'tools/dataset_converters/nuclei.py': Rule(covered_by='tests/test_demo.py::test_annotations_are_the_label_image'),
+    'tools/dataset_converters/make_shapes.py': Rule(options='--images 2 1 --size 64'),
+    'tools/analysis_tools/compare_models.py': Rule(
+        covered_by='tests/test_compare_models.py::test_comparison_goes_on_where_it_was'
+    ),
+    'fill_in.py': Rule(covered_by='tests/test_datasets.py::test_fill_in_computes_what_annotations_lack'),
+    'from_labels.py': Rule(covered_by='tests/test_datasets.py::test_label_images_become_annotations'),
+    'demo/image_demo.py': Rule(says='2 of 2 drawn'),
+}
+
+
+class Command(NamedTuple):
+    """A command of a document, without variables, comments and `python`."""
+
+    document: str
+    text: str
+    words: list[str]
+
+    @property
+    def program(self) -> str:
+        """What its rule goes by."""
+        words = self.words[:2] if self.words[0] in ('git', 'make', 'pip', 'npm', 'docker') else self.words[:1]
+        return ' '.join(words)
+
+
+def split_commands(text: str) -> list[list[str]]:
+    """Split lines of a shell into commands."""
+    commands = []
+    for line in text.replace('\\\n', ' ').splitlines():
+        if re.match(r'\w+=\$\(', line):  # named by PLACEHOLDERS
+            continue
+        words = shlex.split(line, comments=True)
+        while words:
+            end = words.index('&&') if '&&' in words else len(words)
+            command, words = words[:end], words[end + 1 :]
+            while command and '=' in command[0]:
+                command = command[1:]
+            commands.append(command[1:] if command[:1] in (['python'], ['bash']) else command)
+    return [command for command in commands if command and command[0] not in ('cd', 'mkdir', 'ln', 'cp')]
+
+
+def code_blocks(document: Path, language: str) -> list[str]:
+    """Return the blocks of a language, those of lists too."""
+    found = re.finditer(rf'^( *)```{language}\n(.*?)^ *```', document.read_text(), re.M | re.S)
+    return [textwrap.dedent(match[2]) for match in found]
+
+
+def code_spans(document: Path) -> list[str]:
+    """Return what stands in backticks within text and tables, without what others call theirs."""
+    spans, theirs = [], False
+    for line in re.sub(r'^```.*?^```', '', document.read_text(), flags=re.M | re.S).splitlines():
+        cells = line.strip().strip('|').split('|') if line.startswith('|') else []
+        theirs = bool(cells) and (theirs or cells[0].strip() == 'theirs')
+        spans += re.findall(r'`([^`]+)`', '|'.join(cells[1:]) if theirs else line)
+    return spans
+
+
+def find_commands(document: Path) -> list[Command]:
+    """Return the commands of code blocks, and those within text that have arguments."""
+    texts = code_blocks(document, 'bash')
+    texts += [span for span in code_spans(document) if re.match(r'(python|bash|make|pip|\w+/\S+\.(py|sh)) \S', span)]
+    name = str(document.relative_to(ROOT))
+    return [Command(name, shlex.join(words), words) for text in texts for words in split_commands(text)]
+
+
+def to_params() -> list:
+    """Make a test of each command, wherever it stands."""
+    commands = {command.text: command for document in reversed(DOCUMENTS) for command in find_commands(document)}
+    return [
+        pytest.param(command, id=text, marks=[pytest.mark.slow] if RULES.get(command.program, TEST).slow else [])
+        for text, command in sorted(commands.items())
+    ]
+
+
+PYTHON_BLOCKS = [
+    pytest.param(block, id=f'{document.relative_to(ROOT)}-{i}')
+    for document in DOCUMENTS
+    for i, block in enumerate(code_blocks(document, 'python'))
+    if 'sys.argv' not in block  # a program, which is under RULES
+]
+
+
+@pytest.fixture(scope='module')
+def sandbox(tmp_path_factory):
+    return make_sandbox(tmp_path_factory.mktemp('sandbox'))
+
+
+def run_command(words: list[str], sandbox: Path) -> str:
+    """Run a program and return what it said; of files that a pattern names, two stand for all."""
+    words = [name for word in words for name in (sorted(map(str, sandbox.glob(word)))[:2] if '*' in word else [word])]
+    if words[0].endswith('.py'):
+        ran = run_script(ROOT / words[0], words[1:], sandbox)
+    else:
+        # Processes that share one GPU, or have none, are those of the CPU here.
+        variables = dict(PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}', PORT='29671')
+        ran = subprocess.run(
+            ['bash', str(ROOT / words[0]), *words[1:]],
+            cwd=sandbox,
+            env={**os.environ, **variables, 'CUDA_VISIBLE_DEVICES': ''},
+            capture_output=True,
+            text=True,
+        )
+        ran = ran.returncode, ran.stdout, ran.stderr
+    code, stdout, stderr = ran
+    assert code == 0, f'{stdout[-1000:]}\n{stderr[-3000:]}'
+    return stdout + stderr
+
+
+@contextlib.contextmanager
+def set_aside(sandbox: Path, pattern: str) -> Iterator[None]:
+    """Take files away that are to be written anew, and bring them back."""
+    contents = {path: path.read_bytes() for path in (sandbox.glob(pattern) if pattern else ())}
+    for path in contents:
+        path.unlink()
+    try:
+        yield
+        assert all(path.is_file() for path in contents)
+    finally:
+        for path, content in contents.items():
+            path.write_bytes(content)
+
+
+def written_paths(words: list[str]) -> list[str]:
+    """Return what a command says that it writes."""
+    paths = []
+    for option, value in itertools.pairwise(words):
+        if option in ('--out', '--out-dir', '--work-dir'):
+            names = [value.replace('.json', f'.{kind}.json') for kind in ('bbox', 'segm')]
+            paths += names if words[0] == 'tools/test.py' and value.endswith('.json') else [value]
+    return paths
+
+
+@pytest.mark.parametrize('command', to_params())
+def test_command(command, sandbox):
+    if any(command.text.startswith(text) for text in OTHERS):
+        pytest.skip(next(reason for text, reason in OTHERS.items() if command.text.startswith(text)))
+    rule = RULES.get(command.program)
+    if rule is None:
+        pytest.fail(
+            f'{command.document} has the command `{command.text}`, and tests/test_readme.py does not know how to run '
+            f'it: add a rule for {command.program!r} to RULES'
+        )
+    if rule.covered_by:
+        file, test = rule.covered_by.split('::')
+        assert f'def {test}(' in (ROOT / file).read_text()
+        if command.words[0] == 'make':
+            assert re.search(rf'^{command.words[1]}:', (ROOT / 'Makefile').read_text(), re.M)
+        if '/' in command.words[0]:
+            assert (ROOT / command.words[0]).is_file()
+        return
+    words = [PLACEHOLDERS.get(word, word).replace('$MMDET', MMDET) for word in command.words]
+    with set_aside(sandbox, rule.rewrites):
+        said = run_command([*words, *shlex.split(rule.options)], sandbox)
+    assert rule.says in said, said[-3000:]
+    for path in written_paths(words):
+        assert (sandbox / path).exists(), path
+
+
+@pytest.mark.parametrize('block', [param for param in PYTHON_BLOCKS if '_base_' in param.values[0]])
+def test_config(block, sandbox, tmp_path):
+    (tmp_path / 'configs').mkdir()
+    for path in (ROOT / 'configs').iterdir():
+        (tmp_path / 'configs' / path.name).symlink_to(path)
+    whole = tmp_path / 'configs' / 'from_document.py'
+    whole.write_text(block)
+    cfg = Config.fromfile(whole)
+    init_default_scope('mmdet')
+    MODELS.build(cfg.model)
+    if 'data_root' in block:
+        small = sandbox / 'configs' / 'from_document.py'
+        small.write_text(block)
+        assert TRAIN.says in run_command(['tools/train.py', str(small)], sandbox)
+
+
+@pytest.mark.parametrize('block', [param for param in PYTHON_BLOCKS if '_base_' not in param.values[0]])
+def test_python(block, sandbox):
+    given = dict(
+        pixel_embed=torch.randn(16, 100, 134),
+        proposal_embed=torch.randn(3, 16),
+        proposal_margin=torch.full((3, 16), 0.1),
+        bboxes=torch.tensor([[10.0, 20.0, 300.0, 400.0]] * 3),
+        classes=('nucleus',),
+    )
+    code = block if torch.cuda.is_available() else block.replace('cuda:0', 'cpu')
+    with like_a_process(sandbox):
+        exec(compile(code, 'document', 'exec'), given)
+
+
+def settings_table() -> list[tuple[str, str]]:
+    """Return the README's settings with the default that it gives for each."""
+    rows = re.findall(r'^\|[^|]+\|([^|]*`[\w.]+`[^|]*)\|([^|]+)\|', (ROOT / 'README.md').read_text(), re.M)
+    return [
+        (setting, default.strip().strip('`'))
+        for names, default in rows
+        for setting in re.findall(r'`((?:bbox_head|mask_head|test_cfg)\.[\w.]+)`', names)
+    ]
+
+
+@functools.cache
+def model_and_config() -> tuple[torch.nn.Module, Config]:
+    return tiny_detector(), Config.fromfile(ROOT / CONFIG)
+
+
+def default_of(setting: str) -> object:
+    """Look a setting, or a part of the model, up in the config, or else at what takes it.
+
+    Raises:
+        KeyError: If nothing takes it.
+    """
+    *parents, name = setting.split('.')
+    model, cfg = model_and_config()
+    node = cfg.model
+    takers = [model.bbox_head, model.mask_head] if parents[0] == 'test_cfg' else [model]
+    for parent in parents:
+        node, takers = (
+            node.get(parent, {}),
+            [taker if parents[0] == 'test_cfg' else getattr(taker, parent, None) for taker in takers],
+        )
+    if name in node:
+        return node[name]
+    for taker in takers:
+        for kind in type(taker).__mro__:
+            parameters = inspect.signature(kind.__init__).parameters
+            if name in parameters:
+                return parameters[name].default
+        if hasattr(taker, name):
+            return getattr(taker, name)
+    raise KeyError(f'nothing takes {setting}')
+
+
+@pytest.mark.parametrize(('setting', 'default'), settings_table())
+def test_setting_is_there_with_its_default(setting, default):
+    with contextlib.suppress(ValueError, SyntaxError):  # which a plain name causes
+        default = ast.literal_eval(default)
+    assert default_of(setting) == default
+
+
+def test_settings_anywhere_are_there():
+    named = {
+        setting
+        for document in DOCUMENTS
+        for setting in re.findall(
+            r'\b(?:bbox_head|mask_head|test_cfg)\.[a-z_]\w*(?:\.[a-z_]\w*)*', document.read_text()
+        )
+    }
+    assert len(named) > 10
+    for setting in sorted(named):
+        default_of(setting)
+
+
+def test_unknown_setting_is_noticed():
+    with pytest.raises(KeyError, match='nothing takes bbox_head.embed_dims'):
+        default_of('bbox_head.embed_dims')
+
+
+def test_commands_are_found(tmp_path):
+    document = ROOT / 'docs' / 'example.md'  # never written
+    text = (
+        '```bash\nFOO=1 python a.py x \\\n  --y 2  # why\ncd b && make demo\n```\n'
+        '| theirs | ours |\n| --- | --- |\n| `python theirs.py --z` | `python tools/test.py A --tta` |\n\n'
+        'Call `make test`, `tools/dist_train.sh C 4`, and not `tools/train.py`.\n'
+    )
+
+    class Document(type(document)):
+        def read_text(self):
+            return text
+
+    found = [command.words for command in find_commands(Document(document))]
+    assert found == [
+        ['a.py', 'x', '--y', '2'],
+        ['make', 'demo'],
+        ['tools/test.py', 'A', '--tta'],
+        ['make', 'test'],
+        ['tools/dist_train.sh', 'C', '4'],
+    ]
