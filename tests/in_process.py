@@ -24,6 +24,11 @@ class Ran(NamedTuple):
     stdout: str
     stderr: str
 
+    @property
+    def returncode(self) -> int:
+        """The code under the name that it has in ``subprocess``."""
+        return self.code
+
 
 def managers() -> Iterator[type]:
     """Yield MMEngine's classes that keep named instances for a whole process."""

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from tests.in_process import run_script
 from tests.tiny import tiny_cfg, write_tiny_coco
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +29,10 @@ def run(command, cwd, **variables):
 
 
 def run_tool(name, *arguments, cwd):
+    return run_script(TOOLS / name, arguments, cwd)
+
+
+def run_tool_alone(name, *arguments, cwd):
     return run([sys.executable, TOOLS / name, *arguments], cwd)
 
 
@@ -38,7 +44,7 @@ def trained(tmp_path_factory):
     cfg.pop('work_dir')
     cfg.test_cfg = dict(type='TestLoop')
     cfg.dump(folder / 'tiny.py')
-    result = run_tool('train.py', 'tiny.py', '--cfg-options', 'model.test_cfg.score_thr=0.0', cwd=folder)
+    result = run_tool_alone('train.py', 'tiny.py', '--cfg-options', 'model.test_cfg.score_thr=0.0', cwd=folder)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder
 
@@ -53,7 +59,7 @@ def test_train_writes_to_work_dirs_of_the_calling_folder(trained):
 def test_test_reports_metrics_dumps_and_draws(trained):
     arguments = ('--work-dir', 'results', '--out', 'out.pkl', '--show-dir', 'drawn')
     options = ('--cfg-options', 'model.test_cfg.score_thr=0.0')
-    result = run_tool('test.py', 'tiny.py', 'work_dirs/tiny/epoch_1.pth', *arguments, *options, cwd=trained)
+    result = run_tool_alone('test.py', 'tiny.py', 'work_dirs/tiny/epoch_1.pth', *arguments, *options, cwd=trained)
     assert result.returncode == 0, result.stderr[-3000:]
     (metrics,) = trained.glob('results/*/*.json')
     assert {'coco/bbox_mAP', 'coco/segm_mAP'} <= set(json.loads(metrics.read_text()))
@@ -72,7 +78,7 @@ def test_resume_goes_on_with_the_next_epoch(trained):
 
 @pytest.mark.slow
 def test_amp_trains_on_a_gpu_and_is_refused_by_mmengine_without(trained):
-    result = run_tool('train.py', 'tiny.py', '--amp', '--work-dir', 'amp', cwd=trained)
+    result = run_tool_alone('train.py', 'tiny.py', '--amp', '--work-dir', 'amp', cwd=trained)
     if torch.cuda.is_available():
         assert result.returncode == 0, result.stderr[-3000:]
     else:
@@ -96,6 +102,24 @@ def test_two_processes_train_and_test(trained):
     result = run(['bash', TOOLS / 'dist_test.sh', *test], trained, PORT='29642')
     assert result.returncode == 0, result.stderr[-3000:]
     assert len(pickle.loads((trained / 'dist.pkl').read_bytes())) == 4
+
+
+@pytest.mark.slow
+def test_folders_with_spaces(trained):
+    project = trained / 'my project'
+    project.symlink_to(ROOT)
+    shutil.copy(trained / 'tiny.py', trained / 'my tiny.py')
+    train = ('my tiny.py', '1', '--work-dir', 'my work')
+    result = run(['bash', project / 'tools/dist_train.sh', *train], trained, PORT='29644')
+    assert result.returncode == 0, result.stderr[-3000:]
+    test = ('my tiny.py', 'my work/epoch_1.pth', '2', '--out', 'my results/[a],b.json', '--work-dir', 'my work')
+    options = ('--cfg-options', 'model.test_cfg.score_thr=0.0')
+    result = run(['bash', project / 'tools/dist_test.sh', *test, *options], trained, PORT='29645')
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count('wrote my results/[a],b.bbox.json and') == 1
+    masks = json.loads((trained / 'my results/[a],b.segm.json').read_text())
+    assert {result['image_id'] for result in masks} == {1, 2, 3, 4}
+    assert all('bbox' not in result for result in masks)
 
 
 @pytest.mark.slow
