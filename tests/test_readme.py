@@ -65,6 +65,8 @@ class Rule(NamedTuple):
 
 TRAIN = Rule(says='Saving checkpoint at')
 TEST = Rule(says='segm_mAP_copypaste')
+# Their results are for the COCO server alone.
+WITHOUT_ANNOTATIONS = re.compile(r'--format-only|coco2014-test\.py|coco-test-dev\.py')
 RULES = {
     'git clone': Rule(covered_by='tests/test_setup.py::test_fresh_clone_is_set_up'),
     'pip install': Rule(covered_by='tests/test_setup.py::test_fresh_clone_is_set_up'),
@@ -240,7 +242,8 @@ def test_command(command, sandbox):
     words = [PLACEHOLDERS.get(word, word).replace('$MMDET', MMDET) for word in command.words]
     with set_aside(sandbox, rule.rewrites):
         said = run_command([*words, *shlex.split(rule.options)], sandbox)
-    assert rule.says in said, said[-3000:]
+    says = 'wrote' if WITHOUT_ANNOTATIONS.search(command.text) else rule.says
+    assert says in said, said[-3000:]
     for path in written_paths(words):
         assert (sandbox / path).exists(), path
 
