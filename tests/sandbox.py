@@ -154,7 +154,7 @@ def make_sandbox(folder: Path) -> Path:
     (folder / 'configs').mkdir()
     for path in (ROOT / 'configs').glob('*.py'):
         write_config(folder / 'configs' / path.name, shrink(Config.fromfile(path)))
-    shutil.copy(folder / 'configs/embedmask_own-data.py', folder / 'configs/my_nuclei.py')
+    shutil.copy(folder / 'configs/embedmask_own-data.py', folder / 'configs/my_data.py')
     write_coco(folder / 'data/coco')
     write_own_data(folder / 'data')
     for name in ('D', 'images'):

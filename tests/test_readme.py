@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -53,14 +54,14 @@ class Rule(NamedTuple):
         options: What is added to the command to make it short.
         covered_by: The test that runs it in its stead, because it takes minutes or changes the machine.
         rewrites: Files of the folder that it writes; others find the old ones again.
-        slow: Whether it takes more than some seconds.
+        slow: What is in those commands that take more than some seconds; empty for all.
     """
 
     says: str = ''
     options: str = ''
     covered_by: str = ''
     rewrites: str = ''
-    slow: bool = False
+    slow: str | None = None
 
 
 TRAIN = Rule(says='Saving checkpoint at')
@@ -75,17 +76,19 @@ RULES = {
     'make test': Rule(covered_by='tests/test_tools.py::test_make_lists_its_targets'),
     'tools/train.py': TRAIN,
     'tools/test.py': TEST,
-    'tools/dist_train.sh': TRAIN._replace(slow=True),
-    'tools/dist_test.sh': TEST._replace(slow=True),
+    'tools/dist_train.sh': TRAIN._replace(slow=''),
+    'tools/dist_test.sh': TEST._replace(slow=''),
     'tools/model_converters/embedmask_to_mmdet.py': Rule(says='wrote', rewrites='models/embedmask_r50.pth'),
     'tools/dataset_converters/coco2014.py': Rule(says='valminusminival', rewrites='data/coco/annotations/*minival*'),
     'tools/analysis_tools/score_thresholds.py': Rule(says='written to'),
-    'tools/analysis_tools/benchmark.py': Rule(says='backbone', options='--images 2 --warmup 0 --threads 1'),
+    'tools/analysis_tools/benchmark.py': Rule(
+        says='backbone', options='--images 2 --warmup 0 --threads 1', slow='--against'
+    ),
     'tools/analysis_tools/benchmark_masks.py': Rule(
-        says='ours', options='--cases 0 --rounds 1 --threads 1 --out masks.md', slow=True
+        says='ours', options='--cases 0 --rounds 1 --threads 1 --out masks.md', slow=''
     ),
     'tools/analysis_tools/benchmark_loss.py': Rule(
-        says='lean', options='--img-shape 64 96 --batch-size 1 --instances 2 --crowd 0 --repeats 1', slow=True
+        says='lean', options='--img-shape 64 96 --batch-size 1 --instances 2 --crowd 0 --repeats 1', slow=''
     ),
     'tools/analysis_tools/get_flops.py': Rule(says='GFLOPs', options='--shape 64 96'),
     '$MMDET/.mim/tools/analysis_tools/browse_dataset.py': Rule(),
@@ -127,7 +130,7 @@ def split_commands(text: str) -> list[list[str]]:
             while command and '=' in command[0]:
                 command = command[1:]
             commands.append(command[1:] if command[:1] in (['python'], ['bash']) else command)
-    return [command for command in commands if command and command[0] not in ('cd', 'mkdir', 'ln', 'cp')]
+    return [command for command in commands if command and command[0] not in ('cd', 'mkdir', 'ln')]
 
 
 def code_blocks(document: Path, language: str) -> list[str]:
@@ -154,11 +157,19 @@ def find_commands(document: Path) -> list[Command]:
     return [Command(name, shlex.join(words), words) for text in texts for words in split_commands(text)]
 
 
+COMMANDS = [command for document in reversed(DOCUMENTS) for command in find_commands(document)]
+
+
+def is_slow(command: Command) -> bool:
+    part = RULES.get(command.program, Rule()).slow
+    return part is not None and part in command.text
+
+
 def to_params() -> list:
     """Make a test of each command, wherever it stands."""
-    commands = {command.text: command for document in reversed(DOCUMENTS) for command in find_commands(document)}
+    commands = {command.text: command for command in COMMANDS if command.program != 'cp'}
     return [
-        pytest.param(command, id=text, marks=[pytest.mark.slow] if RULES.get(command.program, TEST).slow else [])
+        pytest.param(command, id=text, marks=[pytest.mark.slow] if is_slow(command) else [])
         for text, command in sorted(commands.items())
     ]
 
@@ -173,7 +184,10 @@ PYTHON_BLOCKS = [
 
 @pytest.fixture(scope='module')
 def sandbox(tmp_path_factory):
-    return make_sandbox(tmp_path_factory.mktemp('sandbox'))
+    sandbox = make_sandbox(tmp_path_factory.mktemp('sandbox'))
+    for source, target in (command.words[1:] for command in COMMANDS if command.program == 'cp'):
+        shutil.copy(sandbox / source, sandbox / target)
+    return sandbox
 
 
 def run_command(words: list[str], sandbox: Path) -> str:
