@@ -1,7 +1,8 @@
 """Make a COCO dataset of textured shapes that hide one another, for comparing models where nothing can be downloaded.
 
-Six classes, of which four are concave or have a hole. Colours hint at the class, outlines tell it; textures and
-rotations are any. Sizes are spread evenly over octaves from 8 pixels to 15/16 of the image. Masks are what is visible.
+Six classes, of which four are concave or have a hole. Each has an outline and a hue, so that a small net learns to tell
+them apart in some hundred iterations; textures, shades and rotations are any. Sizes are from 8 pixels to 15/16 of the
+image, most often near the geometric mean of both. Masks are what is visible.
 
     OUT/images/{train,test}_0000.png ...
     OUT/annotations/{train,test}.json
@@ -23,10 +24,10 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 MIN_SIZE = 8  # pixels; the longer side of a shape's box
-INSTANCES = (4, 12)  # tried in an image; those that would be nearly hidden are left out
+INSTANCES = (6, 18)  # tried in an image; those that would be nearly hidden are left out
 MIN_VISIBLE = 0.4  # of a shape's area
 MIN_AREA = 16  # pixels
-HUE_SPREAD = 0.06  # turns; the classes' hues are 1/6 apart, so that a hue hints at the class and no more
+HUE_SPREAD = 0.03  # turns; the classes' hues are 1/6 apart
 SUPERSAMPLING = 4  # finer grid on which outlines are filled
 Rng = np.random.Generator
 
@@ -125,9 +126,9 @@ def pattern(rng: Rng, size: int) -> np.ndarray:
     return (clouds, waves[0] / 2 + 0.5, (waves[0] * waves[1] > 0).astype(np.float32))[kind]
 
 
-def texture(rng: Rng, size: int, hue: float, saturation: float) -> np.ndarray:
-    """Draw a pattern in two shades of a colour, whose hue is in turns, `(size, size, 3)` float32 from 0 to 255."""
-    shades = rng.uniform(60, 255) + rng.uniform(20, 80) * np.array([-0.5, 0.5])
+def texture(rng: Rng, size: int, hue: float, saturation: float, shade: float) -> np.ndarray:
+    """Draw a pattern around a shade of a colour, whose hue is in turns, `(size, size, 3)` float32 from 0 to 255."""
+    shades = shade + rng.uniform(20, 80) * np.array([-0.5, 0.5])
     color = 1 - saturation * (0.5 + 0.5 * np.cos(2 * np.pi * (hue + np.arange(3) / 3)))
     value = shades[0] + pattern(rng, size) * (shades[1] - shades[0])
     return (value[..., None] * color).astype(np.float32)
@@ -136,7 +137,7 @@ def texture(rng: Rng, size: int, hue: float, saturation: float) -> np.ndarray:
 def draw_instances(rng: Rng, size: int) -> tuple[list[np.ndarray], list[int]]:
     """Draw what is visible of shapes, the one in front first; return masks `(size, size)` uint8 and classes."""
     number = int(rng.integers(INSTANCES[0], INSTANCES[1] + 1))
-    sizes = MIN_SIZE * 2 ** rng.uniform(0, np.log2(size * 15 / 16 / MIN_SIZE), number)
+    sizes = MIN_SIZE * (size * 15 / 16 / MIN_SIZE) ** rng.beta(2, 2, number)
     # Mostly the small before the large, else few of the small would be seen.
     sizes = sizes[np.argsort(np.log2(sizes) + rng.normal(0, 1, number))]
     hidden = np.zeros((size, size), np.uint8)
@@ -155,11 +156,11 @@ def draw_instances(rng: Rng, size: int) -> tuple[list[np.ndarray], list[int]]:
 def draw_image(rng: Rng, size: int) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
     """Draw an image `(size, size, 3)` uint8 with its visible masks `(size, size)` uint8 and their classes."""
     masks, labels = draw_instances(rng, size)
-    image = texture(rng, size, rng.random(), rng.uniform(0, 0.3))
+    image = texture(rng, size, rng.random(), rng.uniform(0, 0.2), rng.uniform(40, 160))
     for mask, label in zip(masks, labels):
         hue = label / len(SHAPES) + rng.normal(0, HUE_SPREAD)
-        image[mask > 0] = texture(rng, size, hue, rng.uniform(0.6, 1))[mask > 0]
-    light = cv2.resize(rng.uniform(0.6, 1.2, (2, 2)).astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+        image[mask > 0] = texture(rng, size, hue, rng.uniform(0.7, 1), rng.uniform(120, 230))[mask > 0]
+    light = cv2.resize(rng.uniform(0.7, 1.1, (2, 2)).astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
     image = cv2.GaussianBlur(image * light[..., None], (0, 0), 0.7) + rng.normal(0, 6, image.shape)
     return np.clip(image.round(), 0, 255).astype(np.uint8), masks, labels
 
