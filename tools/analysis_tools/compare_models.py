@@ -47,6 +47,8 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 from mmengine.runner import Runner, load_checkpoint  # noqa: E402
 
+import embedmask_mmdet  # noqa: E402, F401, lets the checkpoints of any model load with the safe unpickler
+
 METRICS = {'segm': 'mask AP', 'bbox': 'box AP'}
 EQUAL_BY_CHOICE = ('train_dataloader', 'val_dataloader', 'optim_wrapper')
 Curve = dict[int, dict[str, float]]  # AP of each metric after each of some iterations
