@@ -31,6 +31,11 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=scale, keep_ratio=True)
+    for scale in [tuple(round(factor * side) for side in test_scale) for factor in (0.8, 1, 1.2)]
+]
 train_dataloader = dict(
     batch_size=batch_size,
     # Endless, so that steps do not depend on how many images there are.

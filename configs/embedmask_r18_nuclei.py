@@ -1,4 +1,5 @@
-# What `make demo` trains: a small model, from scratch, on one image of small objects. A template for data of your own.
+# What `make demo` trains: a small model, from scratch, on one image of small objects. For data of your own copy
+# embedmask_own-data.py, or this one if they are as small and unlike photographs.
 _base_ = './embedmask_r50_1x_coco.py'
 
 # Nuclei are about 20 pixels wide, so the levels are finer than COCO's: 4, 8 and 16 pixels a cell.
@@ -54,6 +55,10 @@ test_pipeline = [
     dict(type='Resize', scale=(512, 512), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=scale, keep_ratio=True) for scale in [(384, 384), (512, 512), (640, 640)]
 ]
 train_dataloader = dict(
     batch_size=4,

@@ -18,6 +18,10 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=scale, keep_ratio=True) for scale in [(2048, 800), (2048, 1024), (2048, 1200)]
+]
 # 4 GPUs x 2 images
 train_dataloader = dict(
     batch_size=2,

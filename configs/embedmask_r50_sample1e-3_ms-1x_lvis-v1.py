@@ -6,6 +6,7 @@ model = dict(
     # LVIS counts 300 detections an image, and rare classes have low scores.
     test_cfg=dict(score_thr=1e-4, max_per_img=300),
 )
+tta_model = dict(tta_cfg=dict(max_per_img=300))
 
 data_root = 'data/lvis_v1/'
 train_pipeline = [

@@ -51,6 +51,17 @@ def test_input_is_what_the_pretrained_weights_saw(path):
         assert cfg.backbone.style == ('caffe' if seen is CAFFE else 'pytorch')
 
 
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_time_augmentation_is_about_the_size_that_is_tested(path):
+    cfg = Config.fromfile(path)
+    tested = [step.scale for step in cfg.test_dataloader.dataset.pipeline if step.type == 'Resize']
+    scales = [resize.scale for resize in cfg.tta_pipeline[1].transforms[0]]
+    assert tested == sorted(scales)[1:2]
+    assert len(scales) == 3
+    for name in ('max_per_img', 'nms'):
+        assert cfg.tta_model.tta_cfg[name] == cfg.model.test_cfg[name]
+
+
 def test_readme_lists_the_configs_that_there_are():
     assert sorted(table_rows()) == [path.name for path in CONFIGS]
 
