@@ -315,7 +315,7 @@ def main() -> None:
     lines = [
         f'`tools/analysis_tools/benchmark_masks.py --device {args.device}`. Medians of methods that take turns in one '
         'process. "Plain" is the path that serves without the extension, one instance at a time; "at once" is the same '
-        'written straight down for all instances. The others begin with what their mask stage is given by the rest of '
+        'for all instances together. The others begin with what their mask stage is given by the rest of '
         f'the network. What needs more than {args.memory:g} GB is left out. Run it on an idle machine, with '
         '`OMP_WAIT_POLICY=passive` where it is not: load stretches everything, and what runs long more than what is '
         'brief. The time of large bitmaps is mostly that of mapping their pages.',
