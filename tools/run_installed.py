@@ -140,6 +140,15 @@ def run(tool: ModuleType, args: Namespace) -> None:
         )
 
 
+def leave_processes() -> None:
+    """Let CPU processes end together: one that is still spoken to when it ends makes the others abort."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == 'gloo':
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def main(name: str) -> None:
     """Run an installed tool with the arguments of this program.
 
@@ -148,3 +157,4 @@ def main(name: str) -> None:
     """
     tool = import_tool(name)
     run(tool, parse_args(tool))
+    leave_processes()
