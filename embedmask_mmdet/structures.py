@@ -1,4 +1,4 @@
-"""What a detection carries with ``mask_format='rle'``."""
+"""What a detection carries with ``mask_format='rle'``, and the boxes around masks of either format."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 import torch
+from mmdet.structures.mask import mask2bbox
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -72,3 +73,21 @@ class RLEMasks(BaseDataElement):
             return value.to_tensor() if isinstance(value, cls) else value
 
         return func(*tree_map(bitmaps, args), **tree_map(bitmaps, kwargs or {}))
+
+
+def mask_bboxes(masks: Tensor | RLEMasks) -> Tensor:
+    """Find the boxes around masks.
+
+    Args:
+        masks: Of ``N`` instances, bool ``(N, h, w)`` or run lengths.
+
+    Returns:
+        Float32 ``(N, 4)``, ``(x1, y1, x2, y2)`` in pixels of the masks, right and bottom edge exclusive; 0 where a
+        mask is empty. On the device of a tensor, else on the CPU.
+    """
+    if not isinstance(masks, RLEMasks):
+        return mask2bbox(masks)
+    # Columns for no mask at all, too.
+    bboxes = torch.from_numpy(pycocotools.mask.toBbox(masks.rles)).float().view(-1, 4)
+    bboxes[:, 2:] += bboxes[:, :2]
+    return bboxes

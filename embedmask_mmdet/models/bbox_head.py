@@ -67,7 +67,9 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         box_centers: Whether spatial embeddings are relative to the centre of the predicted box, not to the location.
         box_margins: Whether spatial margins are relative to the predicted box: at ``prior_margin`` units from its
             embedding there lies the box's side, whatever its size, and not ``prior_margin * coord_scale`` pixels.
-        strides: Input pixels a cell, by level.
+        initial_distance: Distance in cells from a location to all sides of its box at first. FCOS's 0 leaves half of
+            the outputs below 0, where they have no gradient, and boxes without an extent.
+        strides: Input pixels a cell, by level. Feature maps finer than these are left to the mask head.
         center_sampling: As in ``FCOSHead``, like the following ones.
         norm_on_bbox: Whether distances are predicted in units of the stride.
         centerness_on_reg: Whether centerness is predicted from the box tower.
@@ -95,6 +97,7 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         num_mask_locations: int = 1,
         box_centers: bool = False,
         box_margins: bool = False,
+        initial_distance: float = 0.0,
         strides: tuple[int, ...] = (8, 16, 32, 64, 128),
         center_sampling: bool = True,
         norm_on_bbox: bool = True,
@@ -120,6 +123,7 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         self.num_mask_locations = num_mask_locations
         self.box_centers = box_centers
         self.box_margins = box_margins
+        self.initial_distance = initial_distance
         self.reg_feats: list[Tensor] = []
         super().__init__(
             num_classes,
@@ -135,7 +139,10 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         )
 
     def _reference_init_cfg(self) -> dict:
-        overrides = [dict(type='Normal', name='conv_cls', std=0.01, bias_prob=0.01)]
+        overrides = [
+            dict(type='Normal', name='conv_cls', std=0.01, bias_prob=0.01),
+            dict(type='Normal', name='conv_reg', std=0.01, bias=self.initial_distance),
+        ]
         if not self.fix_margin:
             overrides.append(dict(type='Normal', name='conv_margin', std=0.01, bias=self.log_initial_margin))
         return dict(type='Normal', layer=['Conv2d', 'EmbeddingConv'], std=0.01, override=overrides)
@@ -152,7 +159,7 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         """Predict classes, boxes, centerness, embeddings and margins on every level.
 
         Args:
-            x: Feature maps ``L x (B, in_channels, h, w)``.
+            x: Feature maps ``L x (B, in_channels, h, w)``, behind any that are finer.
 
         Returns:
             Five lists of ``L`` maps: class logits ``(B, C, h, w)``; box distances ``(B, 4, h, w)``, in cells when
@@ -160,7 +167,7 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
             margins ``(B, D, h, w)``, both float32.
         """
         self.reg_feats.clear()
-        cls_scores, bbox_preds, centernesses = super().forward(x)
+        cls_scores, bbox_preds, centernesses = super().forward(x[-len(self.strides) :])
         levels = range(len(self.strides))
         proposal_embeds, proposal_margins = multi_apply(self._embed_single, self.reg_feats, levels)
         self.reg_feats.clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
 from mmdet.registry import MODELS
 from mmdet.structures import OptSampleList, SampleList
@@ -36,7 +38,7 @@ class EmbedMask(SingleStageInstanceSegmentor):
         kwargs: Likewise.
 
     Raises:
-        ValueError: If the heads differ in ``embed_dim`` or in the finest stride, or when a checkpoint with another
+        ValueError: If the heads differ in ``embed_dim``, if their strides do not fit, or when a checkpoint with another
             ``embed_dim`` is loaded.
     """
 
@@ -47,14 +49,40 @@ class EmbedMask(SingleStageInstanceSegmentor):
                 f'proposals and pixels need the same embed_dim, got {self.bbox_head.embed_dim} in bbox_head and '
                 f'{self.mask_head.embed_dim} in mask_head'
             )
-        if self.bbox_head.strides[0] != self.mask_head.stride:
-            raise ValueError(
-                f'mask_head.stride must be that of the finest level, got {self.mask_head.stride} and '
-                f'bbox_head.strides {self.bbox_head.strides}'
-            )
+        self.num_levels = len(self.bbox_head.strides) + self._count_finer_levels()
         self.mask_head.share_position(self.bbox_head.position)
         self._never_loaded: list[str] = []
         self._register_load_state_dict_pre_hook(self._check_state_dict)
+
+    def _count_finer_levels(self) -> int:
+        """Count the levels of the neck that are the mask head's alone."""
+        ratio = self.bbox_head.strides[0] / self.mask_head.stride
+        if ratio < 1 or not math.log2(ratio).is_integer():
+            raise ValueError(
+                f'mask_head.stride must be that of the finest level, or of one that is 2, 4, ... times finer, got '
+                f'{self.mask_head.stride} and bbox_head.strides {self.bbox_head.strides}'
+            )
+        return int(math.log2(ratio))
+
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps of all levels.
+
+        Args:
+            batch_inputs: ``(B, 3, H, W)``, normalized.
+
+        Returns:
+            ``(B, C, h, w)`` of each level, the finest first.
+
+        Raises:
+            ValueError: If the neck has not as many levels as the heads have strides.
+        """
+        x = super().extract_feat(batch_inputs)
+        if len(x) != self.num_levels:
+            raise ValueError(
+                f'the neck gives {len(x)} levels, the heads need {self.num_levels}, with strides from '
+                f'{self.mask_head.stride} to {self.bbox_head.strides[-1]}: set num_outs and start_level of model.neck'
+            )
+        return x
 
     def _check_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
         """Refuse weights of other embeddings, which MMEngine would leave out with no more than a warning."""

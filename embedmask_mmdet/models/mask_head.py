@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from mmcv.cnn import ConvModule
-from mmcv.ops import roi_align
+from mmcv.ops import batched_nms, roi_align
 from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
@@ -19,7 +19,7 @@ from torch.nn import functional
 from embedmask_mmdet import ops
 from embedmask_mmdet.models.embedding import EmbeddingConv, PositionEmbedding
 from embedmask_mmdet.ops.plain import inside_boxes
-from embedmask_mmdet.structures import RLEMasks
+from embedmask_mmdet.structures import RLEMasks, mask_bboxes
 from embedmask_mmdet.targets import mask_targets
 
 
@@ -54,6 +54,26 @@ def mask_certainties(pixel_embed: Tensor, results: InstanceData, stride: int, ma
     return (prob * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
 
 
+def box_masks(results: InstanceData, nms: ConfigType) -> InstanceData:
+    """Put boxes around masks, and remove duplicates among them.
+
+    Boxes that regression got wrong hide that several detections are one object. Their masks show it.
+
+    Args:
+        results: ``masks``, and ``bboxes`` ``(N, 4)`` in pixels of the masks, which stay where a mask is empty;
+            ``scores`` and ``labels`` ``(N,)``.
+        nms: Config of the NMS.
+
+    Returns:
+        The detections that are left, best first.
+    """
+    bboxes = mask_bboxes(results.masks).to(results.bboxes)
+    is_empty = (bboxes[:, 2:] <= bboxes[:, :2]).any(dim=1, keepdim=True)
+    results.bboxes = torch.where(is_empty, results.bboxes, bboxes)
+    _, keep = batched_nms(results.bboxes, results.scores, results.labels, nms)
+    return results[keep]
+
+
 CERTAINTY_POINTS = (14, 14)
 SEGMENTERS = {'bitmap': ops.instance_masks, 'rle': rle_masks}
 
@@ -72,7 +92,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
         embed_dim: ``D``, as in the box head.
         embed_reduce_factor: What the tower's features are divided by before the embedding's convolution.
         num_levels: Feature maps that feed the tower, the finest first; coarser ones are enlarged and added to it.
-        stride: Input pixels a cell of the finest feature map.
+        stride: Input pixels a cell of the finest feature map, which may be a level below the box head's.
         mask_scale: By how much the pixel embedding is enlarged before it is compared with proposals.
         box_padding: Cells of the mask grid by which the box is grown outside which the loss looks at no pixel;
             -1 for the loss over the whole grid.
@@ -83,7 +103,9 @@ class EmbedMaskMaskHead(BaseMaskHead):
         train_cfg: Not used.
         test_cfg: ``mask_thr``, the probability above which a pixel belongs to an instance; ``mask_format``,
             ``'bitmap'`` or ``'rle'``; ``keep_embed``, whether results also hold the embeddings that made the masks;
-            ``score_masks``, whether a detection's score is multiplied by its mask's mean probability.
+            ``score_masks``, whether a detection's score is multiplied by its mask's mean probability;
+            ``mask_box_nms``, config of an NMS, or None: boxes become those around the masks, of which duplicates
+            are removed once more.
         init_cfg: Initialization.
 
     Raises:
@@ -117,6 +139,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
         self.mask_format = test_cfg.get('mask_format', 'bitmap')
         self.keep_embed = test_cfg.get('keep_embed', False)
         self.score_masks = test_cfg.get('score_masks', False)
+        self.mask_box_nms = test_cfg.get('mask_box_nms')
         if num_levels < 1:
             raise ValueError(f'num_levels must be at least 1, got {num_levels}')
         if not 0 < self.mask_thr < 1:
@@ -280,28 +303,33 @@ class EmbedMaskMaskHead(BaseMaskHead):
         """
         if self.score_masks:
             results_list = [self._score_masks(*image) for image in zip(pixel_embeds, results_list)]
-        for pixel_embed, img_meta, results in zip(pixel_embeds, batch_img_metas, results_list):
-            img_shape = img_meta['img_shape'][:2]
-            results.masks = SEGMENTERS[self.mask_format](
-                pixel_embed,
-                results.proposal_embed,
-                results.proposal_margin,
-                results.bboxes,
-                stride=self.stride,
-                img_shape=img_shape,
-                ori_shape=img_meta['ori_shape'][:2] if rescale else img_shape,
-                mask_thr=self.mask_thr,
-                upscale=self.mask_scale,
-            )
-            if self.keep_embed:
-                results.set_metainfo(dict(pixel_embed=pixel_embed.clone()))
-            else:
-                del results.proposal_embed, results.proposal_margin
-            if rescale:
-                # A pipeline that does not resize leaves no factor.
-                scale_factor = img_meta.get('scale_factor', (1.0, 1.0))
-                results.bboxes = scale_boxes(results.bboxes, [1 / factor for factor in scale_factor])
-        return results_list
+        images = zip(pixel_embeds, batch_img_metas, results_list)
+        return [self._segment_single(*image, rescale) for image in images]
+
+    def _segment_single(
+        self, pixel_embed: Tensor, img_meta: dict, results: InstanceData, rescale: bool
+    ) -> InstanceData:
+        img_shape = img_meta['img_shape'][:2]
+        results.masks = SEGMENTERS[self.mask_format](
+            pixel_embed,
+            results.proposal_embed,
+            results.proposal_margin,
+            results.bboxes,
+            stride=self.stride,
+            img_shape=img_shape,
+            ori_shape=img_meta['ori_shape'][:2] if rescale else img_shape,
+            mask_thr=self.mask_thr,
+            upscale=self.mask_scale,
+        )
+        if self.keep_embed:
+            results.set_metainfo(dict(pixel_embed=pixel_embed.clone()))
+        else:
+            del results.proposal_embed, results.proposal_margin
+        if rescale:
+            # A pipeline that does not resize leaves no factor.
+            scale_factor = img_meta.get('scale_factor', (1.0, 1.0))
+            results.bboxes = scale_boxes(results.bboxes, [1 / factor for factor in scale_factor])
+        return box_masks(results, self.mask_box_nms) if self.mask_box_nms and len(results) else results
 
     def _score_masks(self, pixel_embed: Tensor, results: InstanceData) -> InstanceData:
         results.scores = results.scores * mask_certainties(pixel_embed, results, self.stride, self.mask_thr)

@@ -182,7 +182,8 @@ def test_locations_are_one_parameter():
         ('test_cfg', dict(mask_format='polygon'), r"mask_format must be one of \['bitmap', 'rle'\], got 'polygon'"),
         ('mask_head', dict(embed_dim=8), 'same embed_dim, got 16 in bbox_head and 8 in mask_head'),
         ('mask_head', dict(mask_scale=3), 'mask_scale must divide stride 8'),
-        ('mask_head', dict(stride=4), 'stride must be that of the finest level'),
+        ('mask_head', dict(stride=6), 'stride must be that of the finest level, or of one that is 2, 4'),
+        ('mask_head', dict(stride=16), 'stride must be that of the finest level, or of one that is 2, 4'),
         ('bbox_head', dict(embed_dim=1), 'embed_dim must be at least 2'),
         ('bbox_head', dict(prior_margin=0), 'prior_margin must be above 0'),
         ('bbox_head', dict(coord_scale=-1), 'coord_scale must be above 0'),
@@ -193,6 +194,13 @@ def test_impossible_settings_are_named(part, setting, message):
     cfg[part].update(setting)
     with pytest.raises(ValueError, match=message):
         MODELS.build(ConfigDict(cfg))
+
+
+def test_necks_with_other_levels_than_the_heads_are_named():
+    cfg = tiny_model_cfg()
+    cfg.mask_head.stride = 4
+    with pytest.raises(ValueError, match='the neck gives 5 levels, the heads need 6, with strides from 4 to 128'):
+        losses_of(tiny_detector(cfg).train(), batch([SIZE], [2]))
 
 
 def test_data_without_masks_are_named():

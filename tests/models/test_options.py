@@ -4,32 +4,50 @@ import copy
 import math
 
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmdet.registry import MODELS
+from mmdet.structures.mask import mask2bbox
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 from embedmask_mmdet.models import EmbedMaskBBoxHead
-from embedmask_mmdet.models.mask_head import mask_certainties
+from embedmask_mmdet.models.mask_head import box_masks, mask_certainties
 from embedmask_mmdet.ops import embedding_log_prob, instance_masks
+from embedmask_mmdet.structures import RLEMasks, mask_bboxes
 from embedmask_mmdet.targets import best_candidates, inside_masks
 from tests.reference import INPUT_SIZE, Heads, features, ground_truth
 from tests.tiny import batch, tiny_detector, tiny_model_cfg
 
 SIZE = (96, 128)
 SIDE = st.floats(8, 2000)
+MASK_BOX_NMS = dict(type='nms', iou_threshold=0.5)
+FINER = dict(neck=dict(start_level=0, num_outs=6), mask_head=dict(stride=4, mask_scale=1))
 ALL = dict(
-    bbox_head=dict(box_centers=True, box_margins=True, detect_in_mask=False, num_mask_locations=3, coord_scale=16),
-    mask_head=dict(num_levels=3, box_padding=2),
-    test_cfg=dict(score_masks=True, keep_embed=True, score_thr=0.0, max_per_img=10),
+    neck=FINER['neck'],
+    bbox_head=dict(
+        box_centers=True,
+        box_margins=True,
+        detect_in_mask=False,
+        num_mask_locations=3,
+        coord_scale=16,
+        initial_distance=2.0,
+    ),
+    mask_head=dict(
+        num_levels=3,
+        box_padding=2,
+        loss_mask=dict(type='DiceCrossEntropyLoss'),
+        **FINER['mask_head'],
+    ),
+    test_cfg=dict(score_masks=True, keep_embed=True, score_thr=0.0, max_per_img=10, mask_box_nms=MASK_BOX_NMS),
 )
 
 
 def detector(**parts):
-    """Build the tiny detector with settings of ``bbox_head``, ``mask_head`` and ``test_cfg``."""
+    """Build the tiny detector with settings of its parts."""
     cfg = tiny_model_cfg()
     for part, setting in parts.items():
         cfg[part].update(setting)
@@ -187,6 +205,78 @@ def test_levels_that_feed_the_tower(num_levels):
         assert torch.equal(without, together) == (level >= num_levels)
 
 
+def test_a_finer_level_is_the_mask_heads_alone():
+    model = detector(**FINER).train()
+    data = batch([SIZE], [3])
+    losses = losses_of(model, data)
+    losses['loss_mask'].backward(retain_graph=True)
+    finest = model.neck.fpn_convs[0].conv.weight
+    assert finest.grad.abs().max() > 0
+    finest.grad = None
+    (losses['loss_cls'] + losses['loss_bbox'] + losses['loss_centerness']).backward()
+    assert finest.grad is None
+    inputs = model.data_preprocessor(copy.deepcopy(data))['inputs']
+    outs = model.eval()(inputs)
+    assert [len(levels) for levels in outs[:5]] == [5] * 5
+    assert outs[0][0].shape[-1] == inputs.shape[-1] // 8
+    assert outs[5].shape[-1] == inputs.shape[-1] // 4
+
+
+@pytest.mark.parametrize('initial_distance', [0.5, 2.0])
+def test_boxes_have_an_extent_from_the_start(initial_distance):
+    head = detector(bbox_head=dict(initial_distance=initial_distance)).bbox_head.train()
+    distances = head([torch.zeros(1, 32, size, size) for size in (8, 4, 2, 1, 1)])[1]
+    for level in distances:
+        torch.testing.assert_close(level, torch.full_like(level, initial_distance))
+
+
+@pytest.mark.parametrize('mask_format', ['bitmap', 'rle'])
+def test_boxes_around_masks(mask_format):
+    """Of equal masks the best one stays, whatever the boxes are; empty ones keep their box."""
+    masks = torch.zeros(4, 40, 60, dtype=torch.bool)
+    masks[:2, 5:20, 10:50] = True
+    masks[2, 30:35, 3] = True
+    if mask_format == 'rle':
+        masks = RLEMasks(pycocotools.mask.encode(np.asfortranarray(masks.permute(1, 2, 0).byte().numpy())), (40, 60))
+    bboxes = torch.tensor([[0.0, 0, 20, 20], [20, 0, 60, 30], [0, 0, 9, 9], [1, 1, 2, 2]])
+    results = InstanceData(
+        bboxes=bboxes, scores=torch.tensor([0.7, 0.8, 0.9, 0.1]), labels=torch.zeros(4, dtype=torch.long), masks=masks
+    )
+    boxed = box_masks(results, MASK_BOX_NMS)
+    assert boxed.bboxes.tolist() == [[3, 30, 4, 35], [10, 5, 50, 20], [1, 1, 2, 2]]
+    assert boxed.scores.tolist() == pytest.approx([0.9, 0.8, 0.1])
+    assert boxed.masks.numpy().sum((1, 2)).tolist() == [5, 600, 0]
+
+
+@pytest.mark.parametrize('rescale', [True, False])
+@pytest.mark.parametrize('mask_format', ['bitmap', 'rle'])
+def test_detections_with_boxes_around_their_masks(mask_format, rescale):
+    test_cfg = dict(score_thr=0.0, max_per_img=20, mask_format=mask_format, mask_box_nms=MASK_BOX_NMS)
+    model = detector(test_cfg=test_cfg).eval()
+    data = batch([SIZE], [3])
+    data['data_samples'][0].set_metainfo(dict(ori_shape=(48, 64), scale_factor=(2.0, 2.0)))
+    data = model.data_preprocessor(data)
+    with torch.no_grad():
+        (sample,) = model.predict(data['inputs'], data['data_samples'], rescale=rescale)
+    results = sample.pred_instances
+    masks = torch.from_numpy(results.masks.numpy())
+    assert masks.shape[1:] == ((48, 64) if rescale else SIZE)
+    filled = masks.flatten(1).any(1)
+    assert filled.any()
+    torch.testing.assert_close(results.bboxes[filled], mask2bbox(masks[filled]))
+    assert (results.scores.diff() <= 0).all()
+
+
+@pytest.mark.parametrize('mask_format', ['bitmap', 'rle'])
+def test_boxes_around_no_masks(mask_format):
+    results = predictions_of(
+        detector(test_cfg=dict(score_thr=0.99, mask_format=mask_format, mask_box_nms=MASK_BOX_NMS)), batch([SIZE], [1])
+    )
+    assert len(results) == 0
+    assert results.masks.shape == (0, *SIZE)
+    assert mask_bboxes(results.masks).shape == (0, 4)
+
+
 @pytest.mark.parametrize('mask_thr', [0.53, 0.7, 0.9])
 def test_certainty_is_the_mean_probability_inside_the_mask(mask_thr):
     model = detector()
@@ -240,7 +330,7 @@ def test_all_options_train_together(counts):
 
 def test_kept_embeddings_make_the_masks_with_all_options():
     results = predictions_of(detector(**ALL), batch([SIZE], [3]))
-    shapes = dict(stride=8, img_shape=SIZE, ori_shape=SIZE)
+    shapes = dict(stride=4, img_shape=SIZE, ori_shape=SIZE, upscale=1)
     masks = instance_masks(
         results.pixel_embed, results.proposal_embed, results.proposal_margin, results.bboxes, **shapes
     )

@@ -1,0 +1,85 @@
+"""Dice and cross-entropy of log-probabilities: they are what their names say, and their gradient is bounded."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmdet.registry import MODELS
+
+from embedmask_mmdet.models import DiceCrossEntropyLoss
+
+LOG_PROBS = st.floats(-1e30, 0)
+
+
+def loss_and_grad(log_prob, target, **arguments):
+    log_prob = torch.as_tensor(log_prob, dtype=torch.float32).clone().requires_grad_()
+    loss = DiceCrossEntropyLoss(reduction='none', **arguments)(log_prob, torch.as_tensor(target))
+    loss.sum().backward()
+    return loss.detach(), log_prob.grad
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
+@settings(deadline=None, max_examples=50)
+def test_is_the_sum_of_both(seed, num, height, width):
+    rng = torch.Generator().manual_seed(seed)
+    prob = 0.01 + 0.98 * torch.rand(num, height, width, generator=rng)
+    target = torch.rand(prob.shape, generator=rng) < 0.6
+    target[:, 0, 0] = True
+    entropy = torch.nn.functional.binary_cross_entropy(prob, target.float(), reduction='none').sum((1, 2))
+    entropy = entropy / target.sum((1, 2)).clamp(min=4)
+    dice = 1 - 2 * (prob * target).sum((1, 2)) / (prob.square() + target).sum((1, 2))
+    for weights in ((1, 0), (0, 1), (0.5, 2)):
+        names = dict(zip(('dice_weight', 'cross_entropy_weight'), weights))
+        loss, _ = loss_and_grad(prob.log(), target, **names)
+        torch.testing.assert_close(loss, weights[0] * dice + weights[1] * entropy, rtol=1e-3, atol=2e-3)
+
+
+@given(st.lists(st.tuples(LOG_PROBS, st.booleans()), min_size=1, max_size=9))
+@settings(deadline=None, max_examples=200)
+def test_is_finite_with_finite_gradients(pixels):
+    log_prob, target = (torch.tensor([values]) for values in zip(*pixels))
+    loss, grad = loss_and_grad(log_prob, target)
+    assert loss.isfinite().all()
+    assert (loss >= 0).all()
+    assert grad.isfinite().all()
+    # More probability never hurts foreground, nor less of it background, up to Dice's rounding.
+    assert (grad[target] <= 1e-6).all()
+    assert (grad[~target] >= -1e-6).all()
+
+
+def test_gradient_of_distant_foreground_shrinks_but_never_vanishes():
+    distances = torch.tensor([1.0, 9.0, 100.0, 1e4, 1e8])
+    grads = torch.stack([loss_and_grad(-distance.view(1, 1, 1), torch.ones(1, 1, 1) > 0)[1] for distance in distances])
+    grads = -grads.flatten()
+    assert (grads > 0).all()
+    assert (grads[1:] <= grads[:-1]).all()
+    # The embedding's gradient is this times the distance's root.
+    assert (grads * distances.sqrt()).max() < 3
+
+
+def test_masked_pixels_cost_nothing_and_no_number_shows():
+    loss, grad = loss_and_grad([[-math.inf, -1e-9]], [[False, True]])
+    assert loss < 1e-2
+    assert grad[0, 0] == 0
+    assert loss_and_grad([[math.nan, -1.0]], [[False, True]])[0].isnan()
+
+
+@pytest.mark.parametrize('shape', [(0, 4, 4), (2, 4, 4)])
+def test_no_instances_and_no_foreground(shape):
+    loss = MODELS.build(dict(type='DiceCrossEntropyLoss', loss_weight=0.5))
+    log_prob = torch.full(shape, -30.0, requires_grad=True)
+    total = loss(log_prob, torch.zeros(shape, dtype=torch.bool), torch.ones(shape[0]), avg_factor=2)
+    total.backward()
+    assert total.isfinite()
+    assert log_prob.grad.isfinite().all()
+
+
+def test_weights_of_instances_and_of_the_loss():
+    loss = DiceCrossEntropyLoss(loss_weight=0.25)
+    log_prob, target = -torch.rand(3, 5, 5), torch.rand(3, 5, 5) < 0.5
+    each = loss(log_prob, target, reduction_override='none')
+    weight = torch.tensor([1.0, 0.0, 2.0])
+    torch.testing.assert_close(loss(log_prob, target, weight, avg_factor=4), (each * weight).sum() / 4)
+    torch.testing.assert_close(loss(log_prob, target), each.mean())
