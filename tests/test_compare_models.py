@@ -1,6 +1,8 @@
 """What `compare_models.py` trains, and the tables it makes of it."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,9 @@ def test_config_has_all_but_the_head_in_common(path):
     assert cfg.model.backbone == condinst.model.backbone
     assert cfg.model.data_preprocessor == condinst.model.data_preprocessor
     if 'mask-rcnn' not in path.stem:
-        assert cfg.model.neck == condinst.model.neck
+        # Pixels may have a finer level for themselves.
+        finer = dict(start_level=0, num_outs=6) if 'plus' in path.stem else {}
+        assert cfg.model.neck == dict(condinst.model.neck, **finer)
         widths = ('num_classes', 'in_channels', 'feat_channels', 'stacked_convs', 'strides')
         assert all(cfg.model.bbox_head[name] == condinst.model.bbox_head[name] for name in widths)
     assert MODELS.build(cfg.model).backbone.frozen_stages == -1
@@ -91,7 +95,7 @@ def test_tables_give_mean_spread_and_ap_in_equal_time():
     table = compare_models.format_aps([fast, slow], 'segm', [100, 300]).splitlines()
     assert table[2] == '| fast | 0.300 ± 0.141 | 0.600 ± 0.141 | 0.600 ± 0.141 |'
     # 300 seconds are 50 iterations of the slow one, half the way to its first test.
-    assert table[3] == '| slow | 0.600 | 0.800 | 0.300 |'
+    assert table[3] == '| slow, seeds: 1 | 0.600 | 0.800 | 0.300 |'
     assert compare_models.format_costs([fast, slow]).splitlines()[3] == '| slow | 6.000 | 6.00 | 12.35 |'
 
 
@@ -167,6 +171,26 @@ def test_comparison_goes_on_where_it_was(tiny):
     assert '| two |' in text and '![AP over iterations](accuracy-tiny-data.svg)' in text
     assert (tiny / 'docs/accuracy-tiny-data.svg').is_file()
     assert 'wrong' not in text
+
+    # Another machine has what is committed, and no folder of trainings.
+    shutil.move(tiny / 'runs', tiny / 'elsewhere')
+    result = compare(tiny, 'one.py', 'two.py', *arguments, '--seeds', 2, '--report', '--out', 'docs/accuracy.md')
+    assert result.code == 0, result.stderr
+    assert 'training' not in result.stdout and 'two, seed 1: not trained' in result.stderr
+    again = (tiny / 'docs/accuracy.md').read_text()
+    assert 'one was timed untrained.' in again and 'timed untrained' not in text
+    assert re.findall(r'^\| (?:one|two) \|.* 2 it.*', again) == re.findall(r'^\| (?:one|two) \|.* 2 it.*', text)
+    assert sorted(json.loads((tiny / 'docs/accuracy.json').read_text())) == ['one/seed0', 'two/seed0']
+
+
+def test_stored_results_hold_for_their_config_and_iterations_alone():
+    cfg = Config.fromfile(ROOT / 'configs' / 'comparison' / 'condinst_r18-64_nuclei.py')
+    prepared = compare_models.prepare(cfg, [100, 600], 0, 1)
+    result = dict(fingerprint=compare_models.fingerprint(prepared), curve={'100': {}, '600': {}})
+    assert compare_models.curve_in(result, prepared, [100, 600]) == {100: {}, 600: {}}
+    assert compare_models.curve_in(result, prepared, [300, 600]) is None
+    assert compare_models.curve_in(result, compare_models.prepare(cfg, [100, 600], 1, 1), [100, 600]) is None
+    assert compare_models.curve_in({}, prepared, [100, 600]) is None
 
 
 @pytest.mark.parametrize('seed', [0, 5])

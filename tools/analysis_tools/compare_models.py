@@ -3,8 +3,9 @@
 Any MMDetection config will do. Each keeps its model, data, augmentation and optimizer; the schedule is the same for
 all: a linear warm-up over 5 % of the iterations and a cosine to zero, tested on the way. A seed gives every model the
 same batches. Each training is a run of tools/train.py of its own; those that are finished are used again, so a long
-comparison may be interrupted and continued, and a model added to it later. Remove its folder to train a model again
-whose code has changed; a config that has changed is noticed. Tables and a plot go to docs/accuracy.md.
+comparison may be interrupted and continued, and a model added to it later. Tables and a plot go to docs/accuracy.md,
+and what they are made of to docs/accuracy.json, so that another machine can go on. A config that has changed is
+noticed; to train a model again whose code has changed, remove its folder and its lines there.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Model:
     curves: dict[int, Curve] = field(default_factory=dict)  # of each seed
     step_seconds: float = float('nan')
     parameters: int = 0
+    timed_trained: bool = True
 
 
 def split_limit(argument: str) -> tuple[str, int | None]:
@@ -164,24 +166,35 @@ def read_log(folder: Path, metrics: list[str]) -> tuple[Curve, float]:
     return curve, statistics.median(seconds)
 
 
-def read_result(folder: Path, cfg: Config, iterations: list[int]) -> Curve | None:
-    """Return the curve of a finished training, if there is one of this very config with these iterations."""
-    path = folder / 'result.json'
-    if not path.exists():
-        return None
-    result = json.loads(path.read_text())
-    curve = {int(iteration): aps for iteration, aps in result['curve'].items()}
-    if result['fingerprint'] == fingerprint(cfg) and set(iterations) <= curve.keys():
-        return curve
-    return None
+def read_json(path: Path) -> dict:
+    """Read a JSON file; one that does not exist is empty."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def train(model: Model, seed: int, scale: float, work_dir: Path) -> None:
+def curve_in(result: dict, cfg: Config, iterations: list[int]) -> Curve | None:
+    """Return the curve of a finished training, if the result is one of this very config with these iterations."""
+    curve = {int(iteration): aps for iteration, aps in result.get('curve', {}).items()}
+    return curve if result.get('fingerprint') == fingerprint(cfg) and set(iterations) <= curve.keys() else None
+
+
+def find_curve(model: Model, seed: int, args: argparse.Namespace) -> Curve | None:
+    """Look for the curve of a finished training in its folder, then among what earlier comparisons wrote."""
+    folder = run_folder(args.work_dir, model.name, args.scale, seed)
+    cfg = prepare(model.cfg, model.iterations, seed, args.scale)
+    stored = read_json(args.out.with_suffix('.json')).get(run_name(model.name, args.scale, seed), {})
+    curves = (curve_in(result, cfg, model.iterations) for result in (read_json(folder / 'result.json'), stored))
+    return next((curve for curve in curves if curve is not None), None)
+
+
+def train(model: Model, seed: int, args: argparse.Namespace) -> None:
     """Train a model with one seed unless that was done before, and note its curve; say so where it fails."""
-    folder = run_folder(work_dir, model.name, scale, seed)
-    cfg = prepare(model.cfg, model.iterations, seed, scale)
-    curve = read_result(folder, cfg, model.iterations)
+    curve = find_curve(model, seed, args)
+    if curve is None and args.report:
+        print(f'{model.name}, seed {seed}: not trained', file=sys.stderr, flush=True)
+        return
     if curve is None:
+        folder = run_folder(args.work_dir, model.name, args.scale, seed)
+        cfg = prepare(model.cfg, model.iterations, seed, args.scale)
         folder.mkdir(parents=True, exist_ok=True)
         cfg.dump(folder / 'config.py')
         log = folder / 'train.log'
@@ -201,14 +214,19 @@ def train(model: Model, seed: int, scale: float, work_dir: Path) -> None:
     model.curves[seed] = curve
     aps = '; '.join(
         f'{METRICS[metric]} ' + ' / '.join(f'{curve[i][metric]:.3f}' for i in model.iterations)
-        for metric in metrics_of(cfg)
+        for metric in metrics_of(model.cfg)
     )
     print(f'{model.name}, seed {seed}: {aps}', flush=True)
 
 
+def run_name(name: str, scale: float, seed: int) -> str:
+    """Name one training."""
+    return f'{name}/seed{seed}' if scale == 1 else f'{name}-x{scale:g}/seed{seed}'
+
+
 def run_folder(work_dir: Path, name: str, scale: float, seed: int) -> Path:
     """Return the folder of one training."""
-    return work_dir / (name if scale == 1 else f'{name}-x{scale:g}') / f'seed{seed}'
+    return work_dir / run_name(name, scale, seed)
 
 
 @contextlib.contextmanager
@@ -224,12 +242,15 @@ def quiet() -> Iterator[None]:
 
 
 def load_trained(model: Model, folder: Path) -> tuple[BaseModel, OptimWrapper]:
-    """Load a model from the folder of its training, and count its parameters."""
+    """Load a model from the folder of its training, untrained if that was elsewhere, and count its parameters."""
     network = MODELS.build(model.cfg.model)
     checkpoint = folder / f'iter_{model.iterations[-1]}.pth'
-    if not checkpoint.exists():
-        fail(f'{checkpoint} is gone, which is needed to time the model. Remove {folder} to train it again.')
-    load_checkpoint(network, str(checkpoint), map_location='cpu', logger='silent')
+    model.timed_trained = checkpoint.exists()
+    with quiet():
+        if model.timed_trained:
+            load_checkpoint(network, str(checkpoint), map_location='cpu', logger='silent')
+        else:
+            network.init_weights()
     model.parameters = sum(parameter.numel() for parameter in network.parameters())
     network.to(get_device()).train()
     with quiet():
@@ -281,6 +302,7 @@ def format_mean(values: list[float]) -> str:
 def format_aps(models: list[Model], metric: str, iterations: list[int]) -> str:
     """Format one metric of models that have it as a table in Markdown."""
     first = models[0]
+    seeds = max(len(model.curves) for model in models)
     lines = [
         f'| {METRICS[metric]} | {" | ".join(f"{i} it" for i in iterations)} | in the time of {first.name} |',
         f'| --- |{" ---: |" * (len(iterations) + 1)}',
@@ -288,14 +310,15 @@ def format_aps(models: list[Model], metric: str, iterations: list[int]) -> str:
     for model in models:
         columns = [format_mean([curve[i][metric] for curve in model.curves.values() if i in curve]) for i in iterations]
         columns.append(format_mean([in_equal_time(model, first, metric, seed) for seed in model.curves]))
-        lines.append(f'| {describe(model, iterations)} | {" | ".join(columns)} |')
+        lines.append(f'| {describe(model, iterations, seeds)} | {" | ".join(columns)} |')
     return '\n'.join(lines)
 
 
-def describe(model: Model, iterations: list[int]) -> str:
-    """Name a model, and its schedule where that is another than the others'."""
+def describe(model: Model, iterations: list[int], seeds: int) -> str:
+    """Name a model, and its schedule and seeds where they are other than the others'."""
     last = model.iterations[-1]
-    return model.name if last == iterations[-1] else f'{model.name}, schedule of {last}'
+    schedule = '' if last == iterations[-1] else f', schedule of {last}'
+    return model.name + schedule + ('' if len(model.curves) == seeds else f', seeds: {len(model.curves)}')
 
 
 def format_costs(models: list[Model]) -> str:
@@ -349,6 +372,19 @@ def command_line(args: argparse.Namespace) -> str:
     return shlex.join(['python', 'tools/analysis_tools/compare_models.py', *configs, *map(str, options)])
 
 
+def store(models: list[Model], args: argparse.Namespace) -> None:
+    """Write what tables are made of, beside what is there of other models."""
+    path = args.out.with_suffix('.json')
+    results = read_json(path)
+    for model in models:
+        for seed, curve in model.curves.items():
+            digest = fingerprint(prepare(model.cfg, model.iterations, seed, args.scale))
+            results[run_name(model.name, args.scale, seed)] = dict(fingerprint=digest, curve=curve)
+    lines = ',\n'.join(f'{json.dumps(name)}: {json.dumps(results[name])}' for name in sorted(results))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{{\n{lines}\n}}\n')
+
+
 def report(models: list[Model], args: argparse.Namespace) -> None:
     """Print the tables, and write them with a plot."""
     with_metric = {metric: [model for model in models if metric in metrics_of(model.cfg)] for metric in METRICS}
@@ -365,6 +401,7 @@ def report(models: list[Model], args: argparse.Namespace) -> None:
         'The last column is AP after as long as the first model trains in all, linear between the tests.',
         'Seconds are those of training steps of trained models that take turns on the same batches, without data '
         'loading.',
+        *(f'{model.name} was timed untrained.' for model in models if not model.timed_trained),
         *differences(models),
         describe_machine(get_device()),
     ]
@@ -420,6 +457,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/comparison'), help='folder of the trainings')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'accuracy.md', help='Markdown file to write')
     parser.add_argument('--title', default='Comparison', help="of the section, in place of an older one's of that name")
+    parser.add_argument('--report', action='store_true', help='train nothing, report what is trained already')
     args = parser.parse_args()
     args.iterations = sorted(set(args.iterations))
     if min(args.iterations[0], args.seeds, args.rounds) < 1 or args.scale <= 0:
@@ -437,12 +475,13 @@ def main() -> None:
     # All models with one seed before the next seed: a comparison cut short is still one.
     for seed in range(args.seeds):
         for model in models:
-            train(model, seed, args.scale, args.work_dir)
+            train(model, seed, args)
     trained = [model for model in models if model.curves]
     if trained:
+        store(trained, args)
         time_steps(trained, args.scale, args.work_dir, args.rounds)
         report(trained, args)
-    failed = sum(args.seeds - len(model.curves) for model in models)
+    failed = 0 if args.report else sum(args.seeds - len(model.curves) for model in models)
     if failed:
         fail(f'{failed} of {args.seeds * len(models)} trainings failed; the lines above say why.')
 
