@@ -1,0 +1,11 @@
+# EmbedMask with what makes it learn faster, smaller. Its pyramid begins with P2, for the pixels.
+_base_ = './r18-64.py'
+
+import mmengine  # noqa: E402, only `_base_` may stand before
+
+custom_imports = dict(imports=['embedmask_mmdet'], allow_failed_imports=False)
+model = mmengine.Config.fromfile('{{fileDirname}}/../../embedmask-plus_r50_1x_coco.py').model
+model.update(data_preprocessor={{_base_.data_preprocessor}}, backbone={{_base_.backbone}})
+model.neck.update(in_channels=[64, 128, 256, 512], out_channels=64)
+model.bbox_head.update(in_channels=64, feat_channels=64)
+model.mask_head.update(in_channels=64, feat_channels=64)

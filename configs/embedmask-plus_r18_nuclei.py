@@ -1,0 +1,17 @@
+# What `make demo` trains: a small model, from scratch, on one image of small objects. For data of your own copy
+# embedmask_own-data.py, or this one if they are as small and unlike photographs.
+_base_ = './embedmask_r18_nuclei.py'
+
+# As in embedmask-plus_r50_1x_coco.py. The finest level has 4 pixels a cell already.
+model = dict(
+    bbox_head=dict(
+        detect_in_mask=False,
+        num_mask_locations=4,
+        box_centers=True,
+        box_margins=True,
+        initial_distance=2.0,
+        margin_reduce_factor=4,
+    ),
+    mask_head=dict(loss_mask=dict(_delete_=True, type='DiceCrossEntropyLoss')),
+    test_cfg=dict(mask_thr=0.4, score_masks=True, mask_box_nms=dict(type='nms', iou_threshold=0.5)),
+)

@@ -1,0 +1,26 @@
+# EmbedMask with what makes it learn faster; docs/accuracy.md compares it with the reference's design and other models.
+_base_ = './embedmask_r50_1x_coco.py'
+
+model = dict(
+    # One more level, of 4 pixels a cell, for the pixels alone.
+    neck=dict(start_level=0, num_outs=6),
+    bbox_head=dict(
+        # Classes and boxes learn from FCOS's own locations, masks from the four best of those inside them.
+        detect_in_mask=False,
+        num_mask_locations=4,
+        # A location's mask begins as the ellipse in its box, which has an extent from the first iteration on.
+        box_centers=True,
+        box_margins=True,
+        initial_distance=2.0,
+        coord_scale=16,
+        margin_reduce_factor=4,
+    ),
+    mask_head=dict(
+        feat_channels=128,
+        stacked_convs=2,
+        stride=4,
+        mask_scale=1,
+        loss_mask=dict(_delete_=True, type='DiceCrossEntropyLoss'),
+    ),
+    test_cfg=dict(mask_thr=0.4, score_masks=True, mask_box_nms=dict(type='nms', iou_threshold=0.5)),
+)
