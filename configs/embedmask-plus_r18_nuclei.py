@@ -9,6 +9,7 @@ model = dict(
         num_mask_locations=4,
         box_centers=True,
         box_margins=True,
+        guide_boxes=True,
         initial_distance=2.0,
         margin_reduce_factor=4,
     ),

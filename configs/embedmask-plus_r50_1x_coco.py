@@ -11,6 +11,7 @@ model = dict(
         # A location's mask begins as the ellipse in its box, which has an extent from the first iteration on.
         box_centers=True,
         box_margins=True,
+        guide_boxes=True,
         initial_distance=2.0,
         coord_scale=16,
         margin_reduce_factor=4,

@@ -67,6 +67,8 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         box_centers: Whether spatial embeddings are relative to the centre of the predicted box, not to the location.
         box_margins: Whether spatial margins are relative to the predicted box: at ``prior_margin`` units from its
             embedding there lies the box's side, whatever its size, and not ``prior_margin * coord_scale`` pixels.
+        guide_boxes: Whether in training, where spatial embeddings or margins are relative to the predicted box, that is
+            moved towards the ground truth by as much as it misses it, 1 - IoU: masks need not wait for boxes.
         initial_distance: Distance in cells from a location to all sides of its box at first. FCOS's 0 leaves half of
             the outputs below 0, where they have no gradient, and boxes without an extent.
         strides: Input pixels a cell, by level. Feature maps finer than these are left to the mask head.
@@ -97,6 +99,7 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         num_mask_locations: int = 1,
         box_centers: bool = False,
         box_margins: bool = False,
+        guide_boxes: bool = False,
         initial_distance: float = 0.0,
         strides: tuple[int, ...] = (8, 16, 32, 64, 128),
         center_sampling: bool = True,
@@ -123,6 +126,7 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         self.num_mask_locations = num_mask_locations
         self.box_centers = box_centers
         self.box_margins = box_margins
+        self.guide_boxes = guide_boxes
         self.initial_distance = initial_distance
         self.reg_feats: list[Tensor] = []
         super().__init__(
@@ -297,15 +301,16 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         ious = aligned_ious(infos['bboxes'][imgs, locations], gt_bboxes[gt_inds])
         best = best_candidates(gt_inds, ious, len(gt_bboxes), self.num_mask_locations)
 
-        imgs, locations = imgs[best], locations[best]
+        imgs, locations, gt_inds = imgs[best], locations[best], gt_inds[best]
+        bboxes = infos['bboxes'][imgs, locations]
         proposal_embed, proposal_margin = self._relate_to_boxes(
             infos['proposal_embed'][imgs, locations],
             infos['proposal_margin'][imgs, locations],
             infos['points'][locations],
-            infos['bboxes'][imgs, locations],
+            torch.lerp(gt_bboxes[gt_inds], bboxes, ious[best, None]) if self.guide_boxes else bboxes,
         )
         chosen = InstanceData(
-            gt_inds=gt_inds[best] - first_gts[imgs], proposal_embed=proposal_embed, proposal_margin=proposal_margin
+            gt_inds=gt_inds - first_gts[imgs], proposal_embed=proposal_embed, proposal_margin=proposal_margin
         )
         self._raw_positive_infos = dict()
         return [chosen[imgs == img] for img in range(len(num_gts))]

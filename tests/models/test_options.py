@@ -18,7 +18,7 @@ from embedmask_mmdet.models import EmbedMaskBBoxHead
 from embedmask_mmdet.models.mask_head import box_masks, mask_certainties
 from embedmask_mmdet.ops import embedding_log_prob, instance_masks
 from embedmask_mmdet.structures import RLEMasks, mask_bboxes
-from embedmask_mmdet.targets import best_candidates, inside_masks
+from embedmask_mmdet.targets import aligned_ious, best_candidates, inside_masks
 from tests.reference import INPUT_SIZE, Heads, features, ground_truth
 from tests.tiny import batch, tiny_detector, tiny_model_cfg
 
@@ -31,6 +31,7 @@ ALL = dict(
     bbox_head=dict(
         box_centers=True,
         box_margins=True,
+        guide_boxes=True,
         detect_in_mask=False,
         num_mask_locations=3,
         coord_scale=16,
@@ -123,6 +124,40 @@ def test_training_and_inference_relate_to_boxes_alike():
         for name in ('proposal_embed', 'proposal_margin'):
             distances = torch.cdist(positives[name], results[name], p=torch.inf).amin(dim=1)
             assert (distances <= 1e-5 * positives[name].abs().amax(dim=1)).all()
+
+
+def chosen_with(guide_boxes, size):
+    """Locations that the mask loss looks at where all predicted boxes are squares of a size in cells."""
+    head = Heads().bbox_head
+    head.box_centers = head.box_margins = True
+    head.guide_boxes = guide_boxes
+    cls_scores, bbox_preds, *others = head.train()(features())
+    bbox_preds = [torch.full_like(pred, size / 2) for pred in bbox_preds]
+    head.loss_by_feat(cls_scores, bbox_preds, *others, ground_truth(), [{}] * 2)
+    infos = dict(head._raw_positive_infos)
+    return head, infos, head.get_positive_infos()
+
+
+@pytest.mark.parametrize('size', [1e-3, 2.0, 6.0])
+def test_guided_boxes_are_as_close_to_the_truth_as_they_overlap_it(size):
+    head, infos, guided = chosen_with(True, size)
+    _, _, alone = chosen_with(False, size)
+    for img, (with_guide, without) in enumerate(zip(guided, alone)):
+        gt_bboxes = ground_truth()[img].bboxes[with_guide.gt_inds]
+        assert torch.equal(with_guide.gt_inds, without.gt_inds)
+        # The location is found again by its embedding's other channels, which boxes do not touch.
+        at = torch.cdist(with_guide.proposal_embed[:, 2:], infos['proposal_embed'][img, :, 2:]).argmin(dim=1)
+        bboxes, points = infos['bboxes'][img, at], infos['points'][at]
+        ious = aligned_ious(bboxes, gt_bboxes)[:, None]
+        expected = head._relate_to_boxes(
+            infos['proposal_embed'][img, at],
+            infos['proposal_margin'][img, at],
+            points,
+            ious * bboxes + (1 - ious) * gt_bboxes,
+        )
+        torch.testing.assert_close(with_guide.proposal_embed, expected[0])
+        torch.testing.assert_close(with_guide.proposal_margin, expected[1])
+        assert not torch.equal(with_guide.proposal_margin, without.proposal_margin)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 30), st.integers(1, 5), st.integers(1, 4))
