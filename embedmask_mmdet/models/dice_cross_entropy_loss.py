@@ -6,13 +6,14 @@ import math
 
 import torch
 from mmdet.models.losses.dice_loss import dice_loss
-from mmdet.models.losses.utils import weighted_loss
 from mmdet.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
+
+from embedmask_mmdet.models.log_prob_loss import LogProbLoss
 
 # Up to here a pixel's cross-entropy counts in full.
 FULL_ERROR = 10.0
-# Where background is taken for foreground beyond that, the gradient is that of the point where it is reached: none.
+# Background that is more wrong than that has no gradient, as it would have no bound.
 MAX_LOG_PROB = -math.exp(-FULL_ERROR)
 MIN_PIXELS = 4
 
@@ -40,26 +41,8 @@ def cross_entropies(log_prob: Tensor, target: Tensor) -> Tensor:
     return errors.sum(dim=1) / target.sum(dim=1).clamp(min=MIN_PIXELS)
 
 
-@weighted_loss
-def dice_cross_entropy(log_prob: Tensor, target: Tensor, dice_weight: float, cross_entropy_weight: float) -> Tensor:
-    """Weigh each instance's Dice loss (Milletari et al., arXiv 1606.04797, section 3) and its cross-entropy.
-
-    Args:
-        log_prob: ``(N, ...)``, log-probability of each pixel.
-        target: Bool, same shape.
-        dice_weight: What the Dice loss is multiplied by.
-        cross_entropy_weight: What the cross-entropy is multiplied by.
-
-    Returns:
-        Float32 tensor ``(N,)``.
-    """
-    log_prob, target = log_prob.float().flatten(1), target.flatten(1)
-    dice = dice_loss(log_prob.exp(), target.float(), reduction='none')
-    return dice_weight * dice + cross_entropy_weight * cross_entropies(log_prob, target)
-
-
 @MODELS.register_module()
-class DiceCrossEntropyLoss(nn.Module):
+class DiceCrossEntropyLoss(LogProbLoss):
     """Dice loss plus cross-entropy of log-probabilities, finite with finite gradients for every input.
 
     It takes the place of the reference's :class:`LovaszHingeLoss`. That one's gradient grows with the sharpness of the
@@ -80,39 +63,13 @@ class DiceCrossEntropyLoss(nn.Module):
         cross_entropy_weight: float = 1.0,
         reduction: str = 'mean',
     ) -> None:
-        super().__init__()
-        self.loss_weight = loss_weight
+        super().__init__(loss_weight, reduction)
         self.dice_weight = dice_weight
         self.cross_entropy_weight = cross_entropy_weight
-        self.reduction = reduction
 
-    def forward(
-        self,
-        log_prob: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: float | None = None,
-        reduction_override: str | None = None,
-    ) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            log_prob: ``(N, h, w)``, log-probability of each pixel to belong to the instance.
-            target: Bool ``(N, h, w)``.
-            weight: ``(N,)``, a factor for each instance.
-            avg_factor: Divides the sum over instances in place of their number.
-            reduction_override: Replaces ``reduction``.
-
-        Returns:
-            Float32 scalar, or ``(N,)`` without reduction.
-        """
-        loss = dice_cross_entropy(
-            log_prob,
-            target,
-            weight,
-            reduction=reduction_override or self.reduction,
-            avg_factor=avg_factor,
-            dice_weight=self.dice_weight,
-            cross_entropy_weight=self.cross_entropy_weight,
-        )
-        return self.loss_weight * loss
+    def instance_losses(self, log_prob: Tensor, target: Tensor) -> Tensor:
+        """See :class:`LogProbLoss`."""
+        log_prob, target = log_prob.float().flatten(1), target.flatten(1)
+        # Milletari et al., arXiv 1606.04797, section 3.
+        dice = dice_loss(log_prob.exp(), target.float(), reduction='none')
+        return self.dice_weight * dice + self.cross_entropy_weight * cross_entropies(log_prob, target)

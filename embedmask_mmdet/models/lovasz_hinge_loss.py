@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from mmdet.models.losses.utils import weighted_loss
 from mmdet.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
+
+from embedmask_mmdet.models.log_prob_loss import LogProbLoss
 
 # The reference clamps probabilities to this and to 1 minus this. In float32 the latter is 1, hence logarithms here.
 MIN_PROB = 1e-9
@@ -94,7 +95,6 @@ def jaccard_steps(target: Tensor, rows: Tensor, totals: Tensor) -> Tensor:
     return torch.where(target, 1 / union, background_step)
 
 
-@weighted_loss
 def lovasz_hinge(log_prob: Tensor, target: Tensor, keep_saturated_grad: bool = False) -> Tensor:
     """Compute each instance's Lovász hinge (Berman et al., arXiv 1705.08790, equation 12).
 
@@ -121,7 +121,7 @@ def lovasz_hinge(log_prob: Tensor, target: Tensor, keep_saturated_grad: bool = F
 
 
 @MODELS.register_module()
-class LovaszHingeLoss(nn.Module):
+class LovaszHingeLoss(LogProbLoss):
     """Lovász hinge on the logits of log-probabilities, finite with finite gradients for every input.
 
     Memory and time grow with the pixels that are not yet classified with a margin; only those are sorted.
@@ -135,37 +135,9 @@ class LovaszHingeLoss(nn.Module):
     """
 
     def __init__(self, loss_weight: float = 0.5, reduction: str = 'mean', keep_saturated_grad: bool = False) -> None:
-        super().__init__()
-        self.loss_weight = loss_weight
-        self.reduction = reduction
+        super().__init__(loss_weight, reduction)
         self.keep_saturated_grad = keep_saturated_grad
 
-    def forward(
-        self,
-        log_prob: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: float | None = None,
-        reduction_override: str | None = None,
-    ) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            log_prob: ``(N, h, w)``, log-probability of each pixel to belong to the instance.
-            target: Bool ``(N, h, w)``.
-            weight: ``(N,)``, a factor for each instance.
-            avg_factor: Divides the sum over instances in place of their number.
-            reduction_override: Replaces ``reduction``.
-
-        Returns:
-            Float32 scalar, or ``(N,)`` without reduction.
-        """
-        loss = lovasz_hinge(
-            log_prob,
-            target,
-            weight,
-            reduction=reduction_override or self.reduction,
-            avg_factor=avg_factor,
-            keep_saturated_grad=self.keep_saturated_grad,
-        )
-        return self.loss_weight * loss
+    def instance_losses(self, log_prob: Tensor, target: Tensor) -> Tensor:
+        """See :class:`LogProbLoss`."""
+        return lovasz_hinge(log_prob, target, self.keep_saturated_grad)
