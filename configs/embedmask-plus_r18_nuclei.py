@@ -5,7 +5,7 @@ _base_ = './embedmask_r18_nuclei.py'
 # As in embedmask-plus_r50_1x_coco.py. The finest level has 4 pixels a cell already.
 model = dict(
     bbox_head=dict(
-        detect_in_mask=False,
+        sample_in_mask=False,
         num_mask_locations=4,
         box_centers=True,
         box_margins=True,

@@ -5,8 +5,9 @@ model = dict(
     # One more level, of 4 pixels a cell, for the pixels alone.
     neck=dict(start_level=0, num_outs=6),
     bbox_head=dict(
-        # Classes and boxes learn from FCOS's own locations, masks from the four best of those inside them.
-        detect_in_mask=False,
+        # Classes and boxes learn from FCOS's own locations, also where the centre is not on the mask, and masks from
+        # the four best of them.
+        sample_in_mask=False,
         num_mask_locations=4,
         # A location's mask begins as the ellipse in its box, which has an extent from the first iteration on.
         box_centers=True,

@@ -8,9 +8,27 @@ from __future__ import annotations
 
 import torch
 from mmdet.structures.mask import BaseInstanceMasks
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 NO_INSTANCE = -1
+
+
+def gt_masks(gt_instances: InstanceData) -> BaseInstanceMasks | Tensor:
+    """Return an image's ground-truth masks, or say how to get them.
+
+    Args:
+        gt_instances: Of an image.
+
+    Returns:
+        Its ``masks``.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if 'masks' not in gt_instances:
+        raise ValueError('the training data have no masks: set with_mask=True in LoadAnnotations of train_pipeline')
+    return gt_instances.masks
 
 
 def masks_as_tensor(masks: BaseInstanceMasks | Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from embedmask_mmdet.targets import (
     aligned_ious,
     assign_locations,
     best_candidates,
+    gt_masks,
     inside_masks,
     keep_allowed,
 )
@@ -257,7 +258,7 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
     ) -> tuple[Tensor, Tensor]:
         radius = self.center_sample_radius if self.center_sampling else math.inf
         radii = torch.cat([points.new_full((n,), s * radius) for n, s in zip(num_points_per_lvl, self.strides)])
-        inside = self._inside_instance(gt_instances, points) if self.sample_in_mask else None
+        inside = inside_masks(gt_masks(gt_instances), points) if self.sample_in_mask else None
         allowed = inside if self.detect_in_mask else None
         matched_gt = assign_locations(points, radii, regress_ranges, gt_instances.bboxes, allowed)
         # Where the detector's rule is the weaker one, the mask loss uses fewer locations, never other ones.
@@ -271,15 +272,6 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         labels[positive] = gt_instances.labels[gt_inds]
         bbox_targets[positive] = self.bbox_coder.encode(points[positive], gt_instances.bboxes[gt_inds])
         return labels, bbox_targets
-
-    @staticmethod
-    def _inside_instance(gt_instances: InstanceData, points: Tensor) -> Tensor:
-        if 'masks' not in gt_instances:
-            raise ValueError(
-                'the training data have no masks: set with_mask=True in LoadAnnotations of train_pipeline, '
-                'or sample_in_mask=False in bbox_head for boxes alone'
-            )
-        return inside_masks(gt_instances.masks, points)
 
     def get_positive_infos(self) -> InstanceList:
         """Choose the locations that stand for each instance in the mask loss, after :meth:`loss_by_feat`.

@@ -20,7 +20,7 @@ from embedmask_mmdet import ops
 from embedmask_mmdet.models.embedding import EmbeddingConv, PositionEmbedding
 from embedmask_mmdet.ops.plain import inside_boxes
 from embedmask_mmdet.structures import RLEMasks, mask_bboxes
-from embedmask_mmdet.targets import mask_targets
+from embedmask_mmdet.targets import gt_masks, mask_targets
 
 
 def rle_masks(*args, ori_shape: tuple[int, int], **kwargs) -> RLEMasks:
@@ -258,6 +258,9 @@ class EmbedMaskMaskHead(BaseMaskHead):
 
         Returns:
             ``loss_mask``: the mean over an image's instances that have a positive, then over images.
+
+        Raises:
+            ValueError: If the data have no masks.
         """
         mask_embeds = functional.interpolate(
             pixel_embeds, scale_factor=self.mask_scale, mode='bilinear', align_corners=False
@@ -274,7 +277,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
         log_prob = ops.embedding_log_prob(mask_embed, positives.proposal_embed, positives.proposal_margin)
         mask_stride = self.stride // self.mask_scale
         gt_inds = positives.gt_inds
-        target = mask_targets(gt_instances.masks, log_prob.shape[1:], mask_stride).to(log_prob.device)[gt_inds]
+        target = mask_targets(gt_masks(gt_instances), log_prob.shape[1:], mask_stride).to(log_prob.device)[gt_inds]
         if self.box_padding >= 0:
             inside = inside_boxes(gt_instances.bboxes[gt_inds], log_prob.shape[1:], mask_stride, self.box_padding)
             # What is surely background and is background costs nothing.

@@ -203,11 +203,14 @@ def test_necks_with_other_levels_than_the_heads_are_named():
         losses_of(tiny_detector(cfg).train(), batch([SIZE], [2]))
 
 
-def test_data_without_masks_are_named():
+@pytest.mark.parametrize('sample_in_mask', [True, False])
+def test_data_without_masks_are_named(sample_in_mask):
     data = batch([SIZE], [2])
     del data['data_samples'][0].gt_instances.masks
+    cfg = tiny_model_cfg()
+    cfg.bbox_head.sample_in_mask = sample_in_mask
     with pytest.raises(ValueError, match='with_mask=True'):
-        losses_of(tiny_detector().train(), data)
+        losses_of(tiny_detector(cfg).train(), data)
 
 
 def test_checkpoint_of_another_embedding_dimension_is_refused():
