@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 
 import torch
-from mmdet.models.losses.dice_loss import dice_loss
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from embedmask_mmdet.models.log_prob_loss import LogProbLoss
+from embedmask_mmdet.models.log_prob_loss import LogProbLoss, pick_pixels, sum_by_row
 
 # Up to here a pixel's cross-entropy counts in full.
 FULL_ERROR = 10.0
 # Background that is more wrong than that has no gradient, as it would have no bound.
 MAX_LOG_PROB = -math.exp(-FULL_ERROR)
+# Background below is left out: a million such pixels cost as much as one that is wrong.
+SURELY_BACKGROUND = math.log(1e-6)
 MIN_PIXELS = 4
 
 
@@ -23,27 +24,29 @@ def damp(errors: Tensor) -> Tensor:
     return torch.where(errors > FULL_ERROR, FULL_ERROR * (1 + (errors / FULL_ERROR).clamp(min=1).log()), errors)
 
 
-def cross_entropies(log_prob: Tensor, target: Tensor) -> Tensor:
-    """Compute each instance's cross-entropy, summed over pixels and divided by the pixels of its mask.
+def cross_entropy(log_prob: Tensor, target: Tensor) -> Tensor:
+    """Compute each pixel's cross-entropy, at least 0.
 
     A foreground pixel's is the weighted distance between the embeddings itself, so its gradient does not vanish with
     the probability.
 
     Args:
-        log_prob: ``(N, K)``, at most 0.
-        target: Bool ``(N, K)``.
+        log_prob: ``(K,)``, at most 0.
+        target: Bool ``(K,)``.
 
     Returns:
-        ``(N,)``, at least 0.
+        ``(K,)``.
     """
     background = -torch.log(-torch.expm1(log_prob.clamp(max=MAX_LOG_PROB)))
-    errors = torch.where(target, damp(-log_prob), background)
-    return errors.sum(dim=1) / target.sum(dim=1).clamp(min=MIN_PIXELS)
+    return torch.where(target, damp(-log_prob), background)
 
 
 @MODELS.register_module()
 class DiceCrossEntropyLoss(LogProbLoss):
     """Dice loss plus cross-entropy of log-probabilities, finite with finite gradients for every input.
+
+    The latter is summed over pixels and divided by the mask's. Memory and time grow with the pixels that are
+    foreground, or might be taken for it.
 
     It takes the place of the reference's :class:`LovaszHingeLoss`. That one's gradient grows with the sharpness of the
     margins, so that in the first iterations it drowns the detector's, and an optimizer that remembers how large
@@ -70,6 +73,15 @@ class DiceCrossEntropyLoss(LogProbLoss):
     def instance_losses(self, log_prob: Tensor, target: Tensor) -> Tensor:
         """See :class:`LogProbLoss`."""
         log_prob, target = log_prob.float().flatten(1), target.flatten(1)
+        areas = target.sum(dim=1)
+        # Written so that what is no number counts.
+        picked = target | ~(log_prob.detach() < SURELY_BACKGROUND)
+        log_prob, target, rows = pick_pixels(log_prob, target, picked)
+        prob = log_prob.exp()
+        overlaps, squares, entropies = (
+            sum_by_row(values, rows, len(areas))
+            for values in (prob * target, prob.square(), cross_entropy(log_prob, target))
+        )
         # Milletari et al., arXiv 1606.04797, section 3.
-        dice = dice_loss(log_prob.exp(), target.float(), reduction='none')
-        return self.dice_weight * dice + self.cross_entropy_weight * cross_entropies(log_prob, target)
+        dice = 1 - 2 * overlaps / (squares + areas).clamp(min=1e-3)
+        return self.dice_weight * dice + self.cross_entropy_weight * entropies / areas.clamp(min=MIN_PIXELS)

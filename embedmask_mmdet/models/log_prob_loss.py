@@ -1,4 +1,4 @@
-"""What the mask losses have in common: from a number for each instance to the loss of a batch."""
+"""What the mask losses have in common: pixels that cost something, and the way from instances to a batch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,27 @@ from abc import ABCMeta, abstractmethod
 
 from mmdet.models.losses.utils import weight_reduce_loss
 from torch import Tensor, nn
+
+
+def pick_pixels(log_prob: Tensor, target: Tensor, picked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pick the pixels that cost something, so that memory and time grow with those alone.
+
+    Args:
+        log_prob: ``(N, K)``.
+        target: Bool ``(N, K)``.
+        picked: Bool ``(N, K)``.
+
+    Returns:
+        Of all instances' picked pixels, one instance after the other: log-probability, with gradients, target, and row.
+    """
+    pixels = picked.flatten().nonzero().squeeze(1)
+    rows = pixels // max(picked.shape[1], 1)
+    return log_prob.flatten().gather(0, pixels), target.flatten()[pixels], rows
+
+
+def sum_by_row(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Sum up values ``(K,)`` by their rows, to ``(num_rows,)``."""
+    return values.new_zeros(num_rows).index_add(0, rows, values)
 
 
 class LogProbLoss(nn.Module, metaclass=ABCMeta):

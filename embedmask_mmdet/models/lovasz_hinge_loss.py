@@ -8,7 +8,7 @@ import torch
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from embedmask_mmdet.models.log_prob_loss import LogProbLoss
+from embedmask_mmdet.models.log_prob_loss import LogProbLoss, pick_pixels, sum_by_row
 
 # The reference clamps probabilities to this and to 1 minus this. In float32 the latter is 1, hence logarithms here.
 MIN_PROB = 1e-9
@@ -70,7 +70,7 @@ def descending_order(errors: Tensor, rows: Tensor) -> Tensor:
 
 def cumsum_by_row(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """Sum up integers ``(K,)`` one after another, anew from each row on; ``rows`` as in :func:`descending_order`."""
-    sums = values.new_zeros(num_rows).index_add(0, rows, values)
+    sums = sum_by_row(values, rows, num_rows)
     before = sums.cumsum(0) - sums
     return values.cumsum(0) - before[rows]
 
@@ -109,15 +109,13 @@ def lovasz_hinge(log_prob: Tensor, target: Tensor, keep_saturated_grad: bool = F
     log_prob, target = log_prob.float().flatten(1), target.flatten(1)
     totals = target.sum(dim=1)
     # Pixels without error come last in the order and change neither the loss nor the steps of those before them.
-    pixels = has_error(log_prob.detach(), target).flatten().nonzero().squeeze(1)
-    rows = pixels // max(log_prob.shape[1], 1)
-    log_prob, target = log_prob.flatten().gather(0, pixels), target.flatten()[pixels]
+    log_prob, target, rows = pick_pixels(log_prob, target, has_error(log_prob.detach(), target))
     with torch.no_grad():
         # Saturated pixels have equal errors. Their own order tells which of them are farther off.
         order = descending_order(hinge_errors(log_prob.clamp(max=-MIN_PROB), target), rows)
         steps = torch.empty_like(log_prob).scatter_(0, order, jaccard_steps(target[order], rows, totals))
     errors = hinge_errors(clamp_log_prob(log_prob, keep_saturated_grad), target)
-    return errors.new_zeros(len(totals)).index_add(0, rows, errors * steps)
+    return sum_by_row(errors * steps, rows, len(totals))
 
 
 @MODELS.register_module()
