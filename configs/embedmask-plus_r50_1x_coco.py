@@ -24,5 +24,11 @@ model = dict(
         mask_scale=1,
         loss_mask=dict(_delete_=True, type='DiceCrossEntropyLoss'),
     ),
-    test_cfg=dict(mask_thr=0.4, score_masks=True, mask_box_nms=dict(type='nms', iou_threshold=0.5)),
+    test_cfg=dict(
+        mask_thr=0.35,
+        score_masks=True,
+        # Boxes are between those predicted and those around the masks.
+        mask_box_nms=dict(type='nms', iou_threshold=0.5),
+        mask_box_weight=0.7,
+    ),
 )

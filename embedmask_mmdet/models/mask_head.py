@@ -54,8 +54,8 @@ def mask_certainties(pixel_embed: Tensor, results: InstanceData, stride: int, ma
     return (prob * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
 
 
-def box_masks(results: InstanceData, nms: ConfigType) -> InstanceData:
-    """Put boxes around masks, and remove duplicates among them.
+def box_masks(results: InstanceData, nms: ConfigType, weight: float = 1.0) -> InstanceData:
+    """Move boxes to those around the masks, and remove duplicates among them.
 
     Boxes that regression got wrong hide that several detections are one object. Their masks show it.
 
@@ -63,13 +63,14 @@ def box_masks(results: InstanceData, nms: ConfigType) -> InstanceData:
         results: ``masks``, and ``bboxes`` ``(N, 4)`` in pixels of the masks, which stay where a mask is empty;
             ``scores`` and ``labels`` ``(N,)``.
         nms: Config of the NMS.
+        weight: How far boxes move, from 0 to 1.
 
     Returns:
         The detections that are left, best first.
     """
     bboxes = mask_bboxes(results.masks).to(results.bboxes)
     is_empty = (bboxes[:, 2:] <= bboxes[:, :2]).any(dim=1, keepdim=True)
-    results.bboxes = torch.where(is_empty, results.bboxes, bboxes)
+    results.bboxes = torch.where(is_empty, results.bboxes, results.bboxes.lerp(bboxes, weight))
     _, keep = batched_nms(results.bboxes, results.scores, results.labels, nms)
     return results[keep]
 
@@ -105,11 +106,12 @@ class EmbedMaskMaskHead(BaseMaskHead):
             ``'bitmap'`` or ``'rle'``; ``keep_embed``, whether results also hold the embeddings that made the masks;
             ``score_masks``, whether a detection's score is multiplied by its mask's mean probability;
             ``mask_box_nms``, config of an NMS, or None: boxes become those around the masks, of which duplicates
-            are removed once more.
+            are removed once more; ``mask_box_weight``, how far they move there, from 0 to 1.
         init_cfg: Initialization.
 
     Raises:
-        ValueError: If ``mask_thr`` is not between 0 and 1, ``mask_format`` is unknown or ``num_levels`` below 1.
+        ValueError: If ``mask_thr`` is not between 0 and 1, ``mask_format`` is unknown or ``num_levels`` below 1,
+            or if ``mask_box_weight`` is not from 0 to 1.
     """
 
     def __init__(
@@ -140,8 +142,11 @@ class EmbedMaskMaskHead(BaseMaskHead):
         self.keep_embed = test_cfg.get('keep_embed', False)
         self.score_masks = test_cfg.get('score_masks', False)
         self.mask_box_nms = test_cfg.get('mask_box_nms')
+        self.mask_box_weight = test_cfg.get('mask_box_weight', 1.0)
         if num_levels < 1:
             raise ValueError(f'num_levels must be at least 1, got {num_levels}')
+        if not 0 <= self.mask_box_weight <= 1:
+            raise ValueError(f'test_cfg.mask_box_weight must be from 0 to 1, got {self.mask_box_weight}')
         if not 0 < self.mask_thr < 1:
             raise ValueError(f'test_cfg.mask_thr is a probability between 0 and 1, got {self.mask_thr}')
         if self.mask_format not in SEGMENTERS:
@@ -332,7 +337,9 @@ class EmbedMaskMaskHead(BaseMaskHead):
             # A pipeline that does not resize leaves no factor.
             scale_factor = img_meta.get('scale_factor', (1.0, 1.0))
             results.bboxes = scale_boxes(results.bboxes, [1 / factor for factor in scale_factor])
-        return box_masks(results, self.mask_box_nms) if self.mask_box_nms and len(results) else results
+        if self.mask_box_nms and len(results):
+            results = box_masks(results, self.mask_box_nms, self.mask_box_weight)
+        return results
 
     def _score_masks(self, pixel_embed: Tensor, results: InstanceData) -> InstanceData:
         results.scores = results.scores * mask_certainties(pixel_embed, results, self.stride, self.mask_thr)

@@ -283,6 +283,14 @@ def test_boxes_around_masks(mask_format):
     assert boxed.masks.numpy().sum((1, 2)).tolist() == [5, 600, 0]
 
 
+def test_boxes_move_towards_masks_as_far_as_told():
+    bboxes, mask = torch.tensor([[0.0, 0, 20, 20], [0, 0, 8, 8]]), torch.zeros(2, 40, 60, dtype=torch.bool)
+    mask[0, 10:30, 4:44] = True
+    results = InstanceData(bboxes=bboxes, scores=torch.ones(2), labels=torch.tensor([0, 1]), masks=mask)
+    boxed = box_masks(results, MASK_BOX_NMS, 0.25)
+    assert boxed.bboxes.tolist() == [[1, 2.5, 26, 22.5], [0, 0, 8, 8]]
+
+
 @pytest.mark.parametrize('rescale', [True, False])
 @pytest.mark.parametrize('mask_format', ['bitmap', 'rle'])
 def test_detections_with_boxes_around_their_masks(mask_format, rescale):
@@ -391,6 +399,7 @@ def test_one_view_is_that_view_with_all_options():
     [
         ('bbox_head', dict(num_mask_locations=0), 'num_mask_locations must be at least 1, got 0'),
         ('mask_head', dict(num_levels=0), 'num_levels must be at least 1, got 0'),
+        ('test_cfg', dict(mask_box_weight=1.5), 'mask_box_weight must be from 0 to 1, got 1.5'),
     ],
 )
 def test_impossible_options_are_named(part, setting, message):
