@@ -1,5 +1,4 @@
-# What `make demo` trains: a small model, from scratch, on one image of small objects. For data of your own copy
-# embedmask_own-data.py, or this one if they are as small and unlike photographs.
+# The nuclei's small model with what makes EmbedMask learn faster.
 _base_ = './embedmask_r18_nuclei.py'
 
 # As in embedmask-plus_r50_1x_coco.py. The finest level has 4 pixels a cell already.
@@ -15,7 +14,7 @@ model = dict(
     ),
     mask_head=dict(loss_mask=dict(_delete_=True, type='DiceCrossEntropyLoss')),
     test_cfg=dict(
-        mask_thr=0.35,
+        mask_thr=0.45,
         score_masks=True,
         # Boxes are between those predicted and those around the masks.
         mask_box_nms=dict(type='nms', iou_threshold=0.5),
