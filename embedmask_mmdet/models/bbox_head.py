@@ -70,8 +70,9 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
             embedding there lies the box's side, whatever its size, and not ``prior_margin * coord_scale`` pixels.
         guide_boxes: Whether in training, where spatial embeddings or margins are relative to the predicted box, that is
             moved towards the ground truth by as much as it misses it, 1 - IoU: masks need not wait for boxes.
-        initial_distance: Distance in cells from a location to all sides of its box at first. FCOS's 0 leaves half of
-            the outputs below 0, where they have no gradient, and boxes without an extent.
+        initial_distance: Distance in cells from a location to all sides of its box at first, with ``norm_on_bbox`` and
+            the default ``init_cfg``. FCOS's 0 leaves half of the outputs below 0, where they have no gradient, and
+            boxes without an extent.
         strides: Input pixels a cell, by level. Feature maps finer than these are left to the mask head.
         center_sampling: As in ``FCOSHead``, like the following ones.
         norm_on_bbox: Whether distances are predicted in units of the stride.
@@ -82,7 +83,8 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
         kwargs: Everything else that ``FCOSHead`` takes, ``dcn_on_last_conv`` among it.
 
     Raises:
-        ValueError: If ``embed_dim``, ``coord_scale``, ``prior_margin`` or ``num_mask_locations`` cannot be.
+        ValueError: If ``embed_dim``, ``coord_scale``, ``prior_margin``, ``num_mask_locations`` or ``initial_distance``
+            cannot be.
     """
 
     def __init__(
@@ -115,6 +117,8 @@ class EmbedMaskBBoxHead(FCOSHead, BoxTowerHead):
             raise ValueError(f'prior_margin must be above 0, got {prior_margin}')
         if num_mask_locations < 1:
             raise ValueError(f'num_mask_locations must be at least 1, got {num_mask_locations}')
+        if initial_distance < 0:
+            raise ValueError(f'initial_distance must be at least 0, got {initial_distance}')
         self.embed_dim = embed_dim
         self.embed_reduce_factor = embed_reduce_factor
         self.coord_scale = coord_scale

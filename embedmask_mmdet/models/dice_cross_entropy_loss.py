@@ -48,9 +48,8 @@ class DiceCrossEntropyLoss(LogProbLoss):
     The latter is summed over pixels and divided by the mask's. Memory and time grow with the pixels that are
     foreground, or might be taken for it.
 
-    It takes the place of the reference's :class:`LovaszHingeLoss`. That one's gradient grows with the sharpness of the
-    margins, so that in the first iterations it drowns the detector's, and an optimizer that remembers how large
-    gradients were learns slowly long after.
+    It takes the place of the reference's :class:`LovaszHingeLoss`, whose gradient grows with the sharpness of the
+    margins and in the first iterations is larger than the detector's by far.
 
     Args:
         loss_weight: What the reduced loss is multiplied by.

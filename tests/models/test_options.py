@@ -398,6 +398,7 @@ def test_one_view_is_that_view_with_all_options():
     'part, setting, message',
     [
         ('bbox_head', dict(num_mask_locations=0), 'num_mask_locations must be at least 1, got 0'),
+        ('bbox_head', dict(initial_distance=-1), 'initial_distance must be at least 0, got -1'),
         ('mask_head', dict(num_levels=0), 'num_levels must be at least 1, got 0'),
         ('test_cfg', dict(mask_box_weight=1.5), 'mask_box_weight must be from 0 to 1, got 1.5'),
     ],

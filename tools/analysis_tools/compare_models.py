@@ -462,6 +462,8 @@ def parse_args() -> argparse.Namespace:
     args.iterations = sorted(set(args.iterations))
     if min(args.iterations[0], args.seeds, args.rounds) < 1 or args.scale <= 0:
         fail('--iterations, --seeds and --rounds must be at least 1, and --scale above 0.')
+    if args.out.suffix != '.md':
+        fail(f'--out must be a Markdown file, got {args.out}: NAME.md, beside which NAME.json is written.')
     return args
 
 
