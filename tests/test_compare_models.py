@@ -185,6 +185,12 @@ def test_comparison_goes_on_where_it_was(tiny):
     assert len(rows) == 4 and rows_again == rows
     assert sorted(json.loads((tiny / 'docs/accuracy.json').read_text())) == ['one/seed0', 'two/seed0']
 
+    # Nor has it the data yet.
+    (tiny / 'data/annotations.json').rename(tiny / 'data/elsewhere.json')
+    result = compare(tiny, 'one.py', *arguments, '--report', '--out', 'docs/accuracy.md')
+    (tiny / 'data/elsewhere.json').rename(tiny / 'data/annotations.json')
+    assert 'annotations.json does not exist (working folder' in result.stderr and 'Traceback' not in result.stderr
+
 
 def test_stored_results_hold_for_their_config_and_iterations_alone():
     cfg = Config.fromfile(ROOT / 'configs' / 'comparison' / 'condinst_r18-64_nuclei.py')

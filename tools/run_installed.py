@@ -25,6 +25,16 @@ def fail(message: str) -> NoReturn:
     sys.exit(f'{Path(sys.argv[0]).name}: error: {message}')
 
 
+def fail_missing(error: FileNotFoundError) -> NoReturn:
+    """End with a message about a file of the data that is not there."""
+    if error.filename is None:  # said in full where it was raised
+        fail(str(error))
+    fail(
+        f'{error.filename} does not exist (working folder: {Path.cwd()}). Put or link the data there, or '
+        'set data_root, ann_file and data_prefix of the dataloaders, and ann_file of the evaluators.'
+    )
+
+
 def require_mmdet() -> None:
     """Go on in the project's own environment if this Python has no mmdet.
 
@@ -123,12 +133,7 @@ def run(tool: ModuleType, args: Namespace) -> None:
     except (CheckpointError, InputError) as error:
         fail(str(error))
     except FileNotFoundError as error:
-        if error.filename is None:  # said in full where it was raised
-            fail(str(error))
-        fail(
-            f'{error.filename} does not exist (working folder: {Path.cwd()}). Put or link the data there, or '
-            'set data_root, ann_file and data_prefix of the dataloaders, and ann_file of the evaluators.'
-        )
+        fail_missing(error)
     except ValueError as error:
         # MMEngine's words, on building it, for a dataset without images.
         if 'need at least one array to concatenate' not in str(error):

@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools'), str(Path(__file__).parent)]
 
-from run_installed import check_checkpoint, check_config, fail, require_mmdet  # noqa: E402
+from run_installed import check_checkpoint, check_config, fail, fail_missing, require_mmdet  # noqa: E402
 
 require_mmdet()
 
@@ -486,12 +486,7 @@ def main() -> None:
     except (CheckpointError, InputError) as error:
         fail(str(error))
     except FileNotFoundError as error:
-        if error.filename is None:  # said in full where it was raised
-            fail(str(error))
-        fail(
-            f'{error.filename} does not exist (working folder: {Path.cwd()}). Put or link the data there, or set '
-            'data_root, ann_file and data_prefix of the test dataset, and ann_file of the evaluator.'
-        )
+        fail_missing(error)
     lines = [describe(args, len(contestants[0].turns)), '', describe_machine(args.device) + describe_load()]
     for table in tables:
         lines += ['', *table]

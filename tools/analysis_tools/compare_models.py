@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools'), str(ROOT / 'tools' / 'analysis_tools')]
 
-from run_installed import check_config, fail, require_mmdet  # noqa: E402
+from run_installed import check_config, fail, fail_missing, require_mmdet  # noqa: E402
 
 require_mmdet()
 
@@ -346,8 +346,10 @@ def plot(models: list[Model], path: Path) -> None:
                 aps = np.array([np.interp(shared, *curve) for curve in curves])
                 axes.plot(shared, aps.mean(0), f'C{number}.-', label=model.name)
                 axes.fill_between(shared, aps.min(0), aps.max(0), color=f'C{number}', alpha=0.2, linewidth=0)
-            axes.set(xlabel='iterations', ylabel=METRICS[metric], xlim=(0, None), ylim=(0, None))
+            axes.set(xlabel='iterations', ylabel=METRICS[metric], xlim=(0, None))
             axes.grid(alpha=0.3)
+        # Both share it, so it is set when both are drawn.
+        axes.set_ylim(0, None)
         axes.legend(frameon=False, loc='lower right')  # every model has boxes
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={'Date': None} if path.suffix == '.svg' else None)
@@ -481,7 +483,10 @@ def main() -> None:
     trained = [model for model in models if model.curves]
     if trained:
         store(trained, args)
-        time_steps(trained, args.scale, args.work_dir, args.rounds)
+        try:
+            time_steps(trained, args.scale, args.work_dir, args.rounds)
+        except FileNotFoundError as error:
+            fail_missing(error)
         report(trained, args)
     failed = 0 if args.report else sum(args.seeds - len(model.curves) for model in models)
     if failed:
