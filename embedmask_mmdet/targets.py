@@ -179,3 +179,27 @@ def mask_targets(masks: BaseInstanceMasks | Tensor, mask_size: tuple[int, int], 
     # Rows first: they are contiguous, and leave fewer pixels to be picked one by one.
     masks = any_of_middles(masks_as_tensor(masks), 1, mask_size[0], mask_stride)
     return any_of_middles(masks, 2, mask_size[1], mask_stride) != 0
+
+
+def sum_over_cells(counts: Tensor, dim: int, num_cells: int, stride: int) -> Tensor:
+    """Add up the rows (``dim=1``) or columns (``dim=2``) of each cell; what is beyond the counts is 0."""
+    total = counts.new_zeros(*counts.shape[:dim], num_cells, *counts.shape[dim + 1 :], dtype=torch.int16)
+    for first in range(stride):
+        sample = counts[(slice(None),) * dim + (slice(first, num_cells * stride, stride),)]
+        total.narrow(dim, 0, sample.shape[dim]).add_(sample)
+    return total
+
+
+def mask_coverage(masks: BaseInstanceMasks | Tensor, mask_size: tuple[int, int], mask_stride: int) -> Tensor:
+    """Compute which part of each cell masks cover, from which outlines can be told more finely than by cells.
+
+    Args:
+        masks: As in :func:`mask_targets`.
+        mask_size: Height and width of the grid in cells.
+        mask_stride: Input pixels a cell.
+
+    Returns:
+        Float32 tensor ``(N, h, w)`` from 0 to 1, where the masks lie.
+    """
+    counts = sum_over_cells(masks_as_tensor(masks) != 0, 1, mask_size[0], mask_stride)
+    return sum_over_cells(counts, 2, mask_size[1], mask_stride) / mask_stride**2

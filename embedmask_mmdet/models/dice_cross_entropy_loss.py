@@ -32,20 +32,21 @@ def cross_entropy(log_prob: Tensor, target: Tensor) -> Tensor:
 
     Args:
         log_prob: ``(K,)``, at most 0.
-        target: Bool ``(K,)``.
+        target: ``(K,)`` from 0 to 1; where it is 0, ``log_prob`` is finite.
 
     Returns:
         ``(K,)``.
     """
     background = -torch.log(-torch.expm1(log_prob.clamp(max=MAX_LOG_PROB)))
-    return torch.where(target, damp(-log_prob), background)
+    return target * damp(-log_prob) + (1 - target) * background
 
 
 @MODELS.register_module()
 class DiceCrossEntropyLoss(LogProbLoss):
     """Dice loss plus cross-entropy of log-probabilities, finite with finite gradients for every input.
 
-    The latter is summed over pixels and divided by the mask's. Memory and time grow with the pixels that are
+    Both are least where probabilities are the targets, which may be anything from 0 to 1. The latter is summed over
+    pixels and divided by the mask's. Memory and time grow with the pixels that are
     foreground, or might be taken for it.
 
     It takes the place of the reference's :class:`LovaszHingeLoss`, whose gradient grows with the sharpness of the
@@ -71,16 +72,16 @@ class DiceCrossEntropyLoss(LogProbLoss):
 
     def instance_losses(self, log_prob: Tensor, target: Tensor) -> Tensor:
         """See :class:`LogProbLoss`."""
-        log_prob, target = log_prob.float().flatten(1), target.flatten(1)
+        log_prob, target = log_prob.float().flatten(1), target.float().flatten(1)
         areas = target.sum(dim=1)
         # Written so that what is no number counts.
-        picked = target | ~(log_prob.detach() < SURELY_BACKGROUND)
+        picked = (target > 0) | ~(log_prob.detach() < SURELY_BACKGROUND)
         log_prob, target, rows = pick_pixels(log_prob, target, picked)
         prob = log_prob.exp()
         overlaps, squares, entropies = (
             sum_by_row(values, rows, len(areas))
-            for values in (prob * target, prob.square(), cross_entropy(log_prob, target))
+            for values in (prob * target, prob.square() + target.square(), cross_entropy(log_prob, target))
         )
         # Milletari et al., arXiv 1606.04797, section 3.
-        dice = 1 - 2 * overlaps / (squares + areas).clamp(min=1e-3)
+        dice = 1 - 2 * overlaps / squares.clamp(min=1e-3)
         return self.dice_weight * dice + self.cross_entropy_weight * entropies / areas.clamp(min=MIN_PIXELS)

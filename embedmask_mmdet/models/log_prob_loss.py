@@ -13,7 +13,7 @@ def pick_pixels(log_prob: Tensor, target: Tensor, picked: Tensor) -> tuple[Tenso
 
     Args:
         log_prob: ``(N, K)``.
-        target: Bool ``(N, K)``.
+        target: ``(N, K)``.
         picked: Bool ``(N, K)``.
 
     Returns:
@@ -58,7 +58,7 @@ class LogProbLoss(nn.Module, metaclass=ABCMeta):
 
         Args:
             log_prob: ``(N, h, w)``, log-probability of each pixel to belong to the instance.
-            target: Bool ``(N, h, w)``.
+            target: Bool ``(N, h, w)``, or, where the loss says so, float from 0 to 1.
             weight: ``(N,)``, a factor for each instance.
             avg_factor: Divides the sum over instances in place of their number.
             reduction_override: Replaces ``reduction``.

@@ -138,4 +138,9 @@ class LovaszHingeLoss(LogProbLoss):
 
     def instance_losses(self, log_prob: Tensor, target: Tensor) -> Tensor:
         """See :class:`LogProbLoss`."""
+        if target.dtype != torch.bool:
+            raise TypeError(
+                f'LovaszHingeLoss compares with masks that are bool, got {target.dtype}: use DiceCrossEntropyLoss, or '
+                "set mask_target='binary' in mask_head"
+            )
         return lovasz_hinge(log_prob, target, self.keep_saturated_grad)

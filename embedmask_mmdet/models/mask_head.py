@@ -20,7 +20,7 @@ from embedmask_mmdet import ops
 from embedmask_mmdet.models.embedding import EmbeddingConv, PositionEmbedding
 from embedmask_mmdet.ops.plain import inside_boxes
 from embedmask_mmdet.structures import RLEMasks, mask_bboxes
-from embedmask_mmdet.targets import gt_masks, mask_targets
+from embedmask_mmdet.targets import gt_masks, mask_coverage, mask_targets
 
 
 def rle_masks(*args, ori_shape: tuple[int, int], **kwargs) -> RLEMasks:
@@ -76,6 +76,7 @@ def box_masks(results: InstanceData, nms: ConfigType, weight: float = 1.0) -> In
 
 
 CERTAINTY_POINTS = (14, 14)
+TARGETS = {'binary': mask_targets, 'coverage': mask_coverage}
 SEGMENTERS = {'bitmap': ops.instance_masks, 'rle': rle_masks}
 
 
@@ -97,13 +98,16 @@ class EmbedMaskMaskHead(BaseMaskHead):
         mask_scale: By how much the pixel embedding is enlarged before it is compared with proposals.
         box_padding: Cells of the mask grid by which the box is grown outside which the loss looks at no pixel;
             -1 for the loss over the whole grid.
+        mask_target: What probabilities are trained towards: ``'binary'``, the reference's, where a cell belongs to a
+            mask if anything of its middle does, or ``'coverage'``, the part of a cell that the mask covers.
         dcn_on_last_conv: Whether the tower's last convolution is deformable.
         conv_cfg: Config of the tower's convolutions.
         norm_cfg: Config of the tower's normalization.
         loss_mask: Config of the loss.
         train_cfg: Not used.
-        test_cfg: ``mask_thr``, the probability above which a pixel belongs to an instance; ``mask_format``,
-            ``'bitmap'`` or ``'rle'``; ``keep_embed``, whether results also hold the embeddings that made the masks;
+        test_cfg: ``mask_thr``, the probability above which a pixel belongs to an instance; ``resize_prob``,
+            whether probabilities are resized to the image and not their logarithms; ``mask_format``, ``'bitmap'`` or
+            ``'rle'``; ``keep_embed``, whether results also hold the embeddings that made the masks;
             ``score_masks``, whether a detection's score is multiplied by its mask's mean probability;
             ``mask_box_nms``, config of an NMS, or None: boxes become those around the masks, of which duplicates
             are removed once more; ``mask_box_weight``, how far they move there, from 0 to 1.
@@ -125,6 +129,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
         stride: int = 8,
         mask_scale: int = 2,
         box_padding: int = -1,
+        mask_target: str = 'binary',
         dcn_on_last_conv: bool = False,
         conv_cfg: OptConfigType = None,
         norm_cfg: OptConfigType = dict(type='GN', num_groups=32, requires_grad=True),  # noqa: B006
@@ -138,6 +143,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
             raise ValueError(f'mask_scale must divide stride {stride}, got {mask_scale}')
         test_cfg = test_cfg or {}
         self.mask_thr = test_cfg.get('mask_thr', 0.53)
+        self.resize_prob = test_cfg.get('resize_prob', False)
         self.mask_format = test_cfg.get('mask_format', 'bitmap')
         self.keep_embed = test_cfg.get('keep_embed', False)
         self.score_masks = test_cfg.get('score_masks', False)
@@ -151,11 +157,14 @@ class EmbedMaskMaskHead(BaseMaskHead):
             raise ValueError(f'test_cfg.mask_thr is a probability between 0 and 1, got {self.mask_thr}')
         if self.mask_format not in SEGMENTERS:
             raise ValueError(f'test_cfg.mask_format must be one of {sorted(SEGMENTERS)}, got {self.mask_format!r}')
+        if mask_target not in TARGETS:
+            raise ValueError(f'mask_target must be one of {sorted(TARGETS)}, got {mask_target!r}')
         self.embed_dim = embed_dim
         self.num_levels = num_levels
         self.stride = stride
         self.mask_scale = mask_scale
         self.box_padding = box_padding
+        self.mask_target = mask_target
         self.mask_convs = nn.Sequential(
             *(
                 ConvModule(
@@ -282,11 +291,12 @@ class EmbedMaskMaskHead(BaseMaskHead):
         log_prob = ops.embedding_log_prob(mask_embed, positives.proposal_embed, positives.proposal_margin)
         mask_stride = self.stride // self.mask_scale
         gt_inds = positives.gt_inds
-        target = mask_targets(gt_masks(gt_instances), log_prob.shape[1:], mask_stride).to(log_prob.device)[gt_inds]
+        target = TARGETS[self.mask_target](gt_masks(gt_instances), log_prob.shape[1:], mask_stride)
+        target = target.to(log_prob.device)[gt_inds]
         if self.box_padding >= 0:
             inside = inside_boxes(gt_instances.bboxes[gt_inds], log_prob.shape[1:], mask_stride, self.box_padding)
             # What is surely background and is background costs nothing.
-            log_prob, target = log_prob.masked_fill(~inside, -torch.inf), target & inside
+            log_prob, target = log_prob.masked_fill(~inside, -torch.inf), target * inside
         return log_prob, target, instance_weights(gt_inds)
 
     def predict_by_feat(
@@ -328,6 +338,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
             ori_shape=img_meta['ori_shape'][:2] if rescale else img_shape,
             mask_thr=self.mask_thr,
             upscale=self.mask_scale,
+            resize_prob=self.resize_prob,
         )
         if self.keep_embed:
             results.set_metainfo(dict(pixel_embed=pixel_embed.clone()))

@@ -69,6 +69,7 @@ def view_probs(mask_head: EmbedMaskMaskHead, view: DetDataSample, instance_ids: 
         ori_shape=view.ori_shape,
         mask_thr=mask_head.mask_thr,
         upscale=mask_head.mask_scale,
+        resize_prob=mask_head.resize_prob,
     )
     for log_prob in log_probs:
         yield log_prob.exp().flip(FLIPPED_DIMS[view.flip_direction] if view.flip else ())

@@ -74,6 +74,7 @@ def instance_masks(
     ori_shape: tuple[int, int],
     mask_thr: float = 0.53,
     upscale: int = 2,
+    resize_prob: bool = False,
 ) -> Tensor:
     """The mask stage of inference for one image, from embeddings to masks in original pixels.
 
@@ -90,6 +91,8 @@ def instance_masks(
         ori_shape: ``(h, w)`` of the original image.
         mask_thr: Probability above which a pixel is on.
         upscale: Factor of the embedding's resize.
+        resize_prob: Whether probabilities are resized and compared with ``mask_thr``, and 0 is outside. Halfway between
+            two cells they are the mean. Log-probabilities are far below it, which makes small masks smaller.
 
     Returns:
         bool ``(N, *ori_shape)``. A pixel that an embedding which is not finite reaches is off.
@@ -100,6 +103,7 @@ def instance_masks(
     """
     kwargs = dict(stride=stride, img_shape=img_shape, ori_shape=ori_shape, mask_thr=mask_thr, upscale=upscale)
     check_mask_stage(pixel_embed, proposal_embed, proposal_margin, bboxes, **kwargs)
+    kwargs['resize_prob'] = resize_prob
     return _implementation(pixel_embed).instance_masks(pixel_embed, proposal_embed, proposal_margin, bboxes, **kwargs)
 
 
@@ -114,6 +118,7 @@ def instance_rles(
     ori_shape: tuple[int, int],
     mask_thr: float = 0.53,
     upscale: int = 2,
+    resize_prob: bool = False,
 ) -> list[dict]:
     """:func:`instance_masks` as COCO run lengths.
 
@@ -123,4 +128,5 @@ def instance_rles(
     """
     kwargs = dict(stride=stride, img_shape=img_shape, ori_shape=ori_shape, mask_thr=mask_thr, upscale=upscale)
     check_mask_stage(pixel_embed, proposal_embed, proposal_margin, bboxes, **kwargs)
+    kwargs['resize_prob'] = resize_prob
     return _implementation(pixel_embed).instance_rles(pixel_embed, proposal_embed, proposal_margin, bboxes, **kwargs)

@@ -42,10 +42,12 @@ def instance_masks(
     ori_shape: tuple[int, int],
     mask_thr: float,
     upscale: int,
+    resize_prob: bool,
 ) -> Tensor:
     """See :func:`embedmask_mmdet.ops.instance_masks`."""
     tensors = (pixel_embed, proposal_embed, proposal_margin, bboxes)
-    return _operators.instance_masks(*tensors, stride, img_shape, ori_shape, mask_thr, outside_value(mask_thr), upscale)
+    values = (mask_thr, outside_value(mask_thr, resize_prob), resize_prob)
+    return _operators.instance_masks(*tensors, stride, img_shape, ori_shape, *values, upscale)
 
 
 def instance_rles(
@@ -59,12 +61,12 @@ def instance_rles(
     ori_shape: tuple[int, int],
     mask_thr: float,
     upscale: int,
+    resize_prob: bool,
 ) -> list[dict]:
     """See :func:`embedmask_mmdet.ops.instance_rles`."""
     tensors = (pixel_embed, proposal_embed, proposal_margin, bboxes)
-    strings, starts = _operators.instance_rles(
-        *tensors, stride, img_shape, ori_shape, mask_thr, outside_value(mask_thr), upscale
-    )
+    values = (mask_thr, outside_value(mask_thr, resize_prob), resize_prob)
+    strings, starts = _operators.instance_rles(*tensors, stride, img_shape, ori_shape, *values, upscale)
     strings, starts, (h, w) = strings.numpy().tobytes(), starts.tolist(), map(int, ori_shape)
     return [{'size': [h, w], 'counts': strings[begin:end]} for begin, end in pairwise(starts)]
 

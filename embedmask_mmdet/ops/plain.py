@@ -86,9 +86,9 @@ def inside_boxes(bboxes: Tensor, grid_shape: tuple[int, int], cell: float, paddi
     return ((y1 <= y) & (y < y2))[:, :, None] & ((x1 <= x) & (x < x2))[:, None, :]
 
 
-def outside_value(mask_thr: float) -> float:
-    """The log-probability outside a box, below the threshold of every ``mask_thr``: a mask never leaves its box."""
-    return min(OUTSIDE, 2 * math.log(mask_thr))
+def outside_value(mask_thr: float, resize_prob: bool = False) -> float:
+    """What is resized has this value outside a box, below every ``mask_thr``'s: a mask never leaves its box."""
+    return 0.0 if resize_prob else min(OUTSIDE, 2 * math.log(mask_thr))
 
 
 def resized_shape(
@@ -109,6 +109,7 @@ def image_log_probs(
     ori_shape: tuple[int, int],
     mask_thr: float,
     upscale: int,
+    resize_prob: bool = False,
 ) -> Iterator[Tensor]:
     """Yields the log-probability ``ori_shape`` of each instance in original pixels; arguments as `instance_masks`."""
     pixel_embed, proposal_embed, proposal_margin = at_least_float32(pixel_embed, proposal_embed, proposal_margin)
@@ -120,8 +121,10 @@ def image_log_probs(
         distance = (resized_embed - proposal_embed[i, :, None, None]).square_()
         log_prob = -torch.tensordot(proposal_margin[i].to(distance.dtype), distance, 1)[None]
         inside = inside_boxes(bboxes[i : i + 1], log_prob.shape[1:], stride / upscale)
-        log_prob = log_prob.masked_fill(~inside, outside_value(mask_thr))
-        yield F.interpolate(log_prob[None], size, mode='bilinear')[0, 0, : ori_shape[0], : ori_shape[1]]
+        values = log_prob.exp() if resize_prob else log_prob
+        values = values.masked_fill(~inside, outside_value(mask_thr, resize_prob))
+        values = F.interpolate(values[None], size, mode='bilinear')[0, 0, : ori_shape[0], : ori_shape[1]]
+        yield values.log() if resize_prob else values
 
 
 def instance_masks(
@@ -135,9 +138,11 @@ def instance_masks(
     ori_shape: tuple[int, int],
     mask_thr: float,
     upscale: int,
+    resize_prob: bool = False,
 ) -> Tensor:
     """See :func:`embedmask_mmdet.ops.instance_masks`."""
     kwargs = dict(stride=stride, img_shape=img_shape, ori_shape=ori_shape, mask_thr=mask_thr, upscale=upscale)
+    kwargs['resize_prob'] = resize_prob
     masks = torch.empty((len(bboxes), *ori_shape), dtype=torch.bool, device=pixel_embed.device)
     log_probs = image_log_probs(pixel_embed, proposal_embed, proposal_margin, bboxes, **kwargs)
     for i, log_prob in enumerate(log_probs):

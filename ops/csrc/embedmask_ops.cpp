@@ -125,27 +125,27 @@ std::tuple<Tensor, Tensor, Tensor> embedding_log_prob_backward(const Tensor& gra
 }
 
 Resize resize_of(int64_t stride, at::IntArrayRef img_shape, at::IntArrayRef ori_shape, double mask_thr, double outside,
-                 int64_t upscale) {
-  return {stride, upscale, {img_shape[0], img_shape[1]}, {ori_shape[0], ori_shape[1]}, mask_thr, outside};
+                 bool resize_prob, int64_t upscale) {
+  return {stride, upscale, {img_shape[0], img_shape[1]}, {ori_shape[0], ori_shape[1]}, mask_thr, outside, resize_prob};
 }
 
 Tensor single(const Tensor& tensor) { return tensor.to(at::kFloat).contiguous(); }
 
 Tensor instance_masks(const Tensor& pixel_embed, const Tensor& proposal_embed, const Tensor& proposal_margin,
                       const Tensor& bboxes, int64_t stride, at::IntArrayRef img_shape, at::IntArrayRef ori_shape,
-                      double mask_thr, double outside, int64_t upscale) {
+                      double mask_thr, double outside, bool resize_prob, int64_t upscale) {
   return instance_masks_impl(single(pixel_embed), single(proposal_embed), single(proposal_margin), bboxes,
-                             resize_of(stride, img_shape, ori_shape, mask_thr, outside, upscale));
+                             resize_of(stride, img_shape, ori_shape, mask_thr, outside, resize_prob, upscale));
 }
 
 // All strings one after the other as bytes, and where each begins: (N + 1), both on the CPU.
 std::tuple<Tensor, Tensor> instance_rles(const Tensor& pixel_embed, const Tensor& proposal_embed,
                                          const Tensor& proposal_margin, const Tensor& bboxes, int64_t stride,
                                          at::IntArrayRef img_shape, at::IntArrayRef ori_shape, double mask_thr,
-                                         double outside, int64_t upscale) {
+                                         double outside, bool resize_prob, int64_t upscale) {
   const Strings strings =
       instance_rles_impl(single(pixel_embed), single(proposal_embed), single(proposal_margin), bboxes,
-                         resize_of(stride, img_shape, ori_shape, mask_thr, outside, upscale));
+                         resize_of(stride, img_shape, ori_shape, mask_thr, outside, resize_prob, upscale));
   Tensor starts = at::empty({static_cast<int64_t>(strings.size()) + 1}, at::kLong);
   int64_t* start = starts.data_ptr<int64_t>();
   start[0] = 0;
@@ -173,10 +173,12 @@ TORCH_LIBRARY(embedmask, library) {
       " -> (Tensor, Tensor, Tensor)");
   library.def(
       "instance_masks(Tensor pixel_embed, Tensor proposal_embed, Tensor proposal_margin, Tensor bboxes, SymInt stride,"
-      " SymInt[] img_shape, SymInt[] ori_shape, float mask_thr, float outside, SymInt upscale) -> Tensor");
+      " SymInt[] img_shape, SymInt[] ori_shape, float mask_thr, float outside, bool resize_prob, SymInt upscale)"
+      " -> Tensor");
   library.def(
       "instance_rles(Tensor pixel_embed, Tensor proposal_embed, Tensor proposal_margin, Tensor bboxes, SymInt stride,"
-      " SymInt[] img_shape, SymInt[] ori_shape, float mask_thr, float outside, SymInt upscale) -> (Tensor, Tensor)");
+      " SymInt[] img_shape, SymInt[] ori_shape, float mask_thr, float outside, bool resize_prob, SymInt upscale)"
+      " -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(embedmask, CPU, library) { register_kernels(library); }

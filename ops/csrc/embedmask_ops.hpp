@@ -13,6 +13,7 @@ struct Resize {
   int64_t stride, upscale;
   int64_t img_shape[2], ori_shape[2];
   double mask_thr, outside;
+  bool resize_prob;
 
   double cell() const { return static_cast<double>(stride) / upscale; }  // input pixels a cell
 
@@ -48,7 +49,8 @@ inline embedmask::MaskStage mask_stage_of(const Tensor& pixel_embed, const Tenso
   stage.proposal_margin = proposal_margin.data_ptr<float>();
   stage.channels = pixel_embed.size(0), stage.height = pixel_embed.size(1), stage.width = pixel_embed.size(2);
   stage.instances = proposal_embed.size(0), stage.upscale = resize.upscale;
-  stage.log_thr = static_cast<float>(std::log(resize.mask_thr));
+  stage.resize_prob = resize.resize_prob;
+  stage.threshold = static_cast<float>(resize.resize_prob ? resize.mask_thr : std::log(resize.mask_thr));
   stage.outside = static_cast<float>(resize.outside);
   stage.rows = rows, stage.cols = cols;
   return stage;

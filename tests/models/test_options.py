@@ -40,10 +40,18 @@ ALL = dict(
     mask_head=dict(
         num_levels=3,
         box_padding=2,
+        mask_target='coverage',
         loss_mask=dict(type='DiceCrossEntropyLoss'),
         **FINER['mask_head'],
     ),
-    test_cfg=dict(score_masks=True, keep_embed=True, score_thr=0.0, max_per_img=10, mask_box_nms=MASK_BOX_NMS),
+    test_cfg=dict(
+        resize_prob=True,
+        score_masks=True,
+        keep_embed=True,
+        score_thr=0.0,
+        max_per_img=10,
+        mask_box_nms=MASK_BOX_NMS,
+    ),
 )
 
 
@@ -373,7 +381,7 @@ def test_all_options_train_together(counts):
 
 def test_kept_embeddings_make_the_masks_with_all_options():
     results = predictions_of(detector(**ALL), batch([SIZE], [3]))
-    shapes = dict(stride=4, img_shape=SIZE, ori_shape=SIZE, upscale=1)
+    shapes = dict(stride=4, img_shape=SIZE, ori_shape=SIZE, upscale=1, resize_prob=True)
     masks = instance_masks(
         results.pixel_embed, results.proposal_embed, results.proposal_margin, results.bboxes, **shapes
     )
@@ -394,15 +402,30 @@ def test_one_view_is_that_view_with_all_options():
     assert torch.equal(merged.pred_instances.scores, view.pred_instances.scores)
 
 
+def test_resized_probabilities_make_masks_no_smaller():
+    masks = []
+    for resize_prob in (False, True):
+        settings = dict(resize_prob=resize_prob, mask_thr=0.4, score_thr=0.0, max_per_img=20)
+        masks.append(predictions_of(detector(test_cfg=settings), batch([SIZE], [3])).masks)
+    assert (masks[1] | ~masks[0]).all()
+    assert masks[1].sum() > masks[0].sum()
+
+
 @pytest.mark.parametrize(
     'part, setting, message',
     [
         ('bbox_head', dict(num_mask_locations=0), 'num_mask_locations must be at least 1, got 0'),
         ('bbox_head', dict(initial_distance=-1), 'initial_distance must be at least 0, got -1'),
         ('mask_head', dict(num_levels=0), 'num_levels must be at least 1, got 0'),
+        ('mask_head', dict(mask_target='soft'), r"mask_target must be one of \['binary', 'coverage'\], got 'soft'"),
         ('test_cfg', dict(mask_box_weight=1.5), 'mask_box_weight must be from 0 to 1, got 1.5'),
     ],
 )
 def test_impossible_options_are_named(part, setting, message):
     with pytest.raises(ValueError, match=message):
         detector(**{part: setting})
+
+
+def test_losses_that_need_binary_masks_say_so():
+    with pytest.raises(TypeError, match="use DiceCrossEntropyLoss, or set mask_target='binary' in mask_head"):
+        losses_of(detector(mask_head=dict(mask_target='coverage')).train(), batch([SIZE], [2]))

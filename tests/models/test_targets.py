@@ -5,13 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmdet.structures.mask import BitmapMasks
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from embedmask_mmdet.targets import (
     aligned_ious,
     assign_locations,
     best_candidates,
     inside_masks,
+    mask_coverage,
     mask_targets,
 )
 
@@ -33,6 +34,28 @@ def test_mask_targets_are_resized_masks(seed, rows, columns, stride, count):
     actual = mask_targets(BitmapMasks(masks, rows, columns), grid, stride)
     assert actual.shape == (count, *grid)
     assert torch.equal(actual, expected) if count else True
+
+
+@given(seeds, st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.integers(0, 3), st.sampled_from([1, 255]))
+@settings(max_examples=60, deadline=None)
+def test_mask_coverage_is_the_mean_over_each_cell(seed, rows, columns, stride, count, foreground):
+    masks = (np.random.default_rng(seed).random((count, rows, columns)) < 0.3).astype(np.uint8)
+    grid = (-(-rows // stride) + 1, -(-columns // stride) + 1)
+    padded = pad(torch.from_numpy(masks).float(), (0, grid[1] * stride - columns, 0, grid[0] * stride - rows))
+    actual = mask_coverage(BitmapMasks(masks * foreground, rows, columns), grid, stride)
+    torch.testing.assert_close(actual, avg_pool2d(padded, stride) if count else padded.new_zeros(0, *grid))
+
+
+def test_outlines_are_told_finer_by_coverage_than_by_cells():
+    y, x = np.mgrid[:64, :64]
+    masks = np.stack([np.hypot(y - 31.3, x - 30.8) < radius for radius in (10, 15, 20)]).astype(np.uint8)
+    ious = []
+    for make_targets in (mask_targets, mask_coverage):
+        target = make_targets(BitmapMasks(masks, 64, 64), (16, 16), 4).float()
+        drawn = interpolate(target[None], (64, 64), mode='bilinear', align_corners=False)[0].numpy() > 0.5
+        ious.append((drawn & masks).sum((1, 2)) / (drawn | masks).sum((1, 2)))
+    assert (ious[1] > 0.9).all()
+    assert (ious[1] > ious[0]).all()
 
 
 @given(seeds, st.integers(0, 5), st.booleans())

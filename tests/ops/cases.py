@@ -44,6 +44,7 @@ def mask_stages(draw):
         ori_shape=ori_shape,
         mask_thr=draw(st.sampled_from([0.53, 0.05, 0.9, 1e-7])),
         upscale=upscale,
+        resize_prob=draw(st.booleans()),
     )
 
 

@@ -16,12 +16,12 @@ static void run(const Body& body, int64_t instances) {
 extern "C" int64_t cuda_bodies(const float* pixel_embed, const float* proposal_embed, const float* proposal_margin,
                                const double* bboxes, int64_t instances, int64_t channels, int64_t height,
                                int64_t width, int64_t stride, int64_t upscale, const int64_t* img_shape,
-                               const int64_t* ori_shape, float log_thr, float outside, uint8_t* masks,
-                               uint8_t* strings) {
+                               const int64_t* ori_shape, bool resize_prob, float threshold, float outside,
+                               uint8_t* masks, uint8_t* strings) {
   const AxisTable rows(height * upscale, resized(height, stride, img_shape[0], ori_shape[0]), ori_shape[0]);
   const AxisTable cols(width * upscale, resized(width, stride, img_shape[1], ori_shape[1]), ori_shape[1]);
-  const MaskStage stage{pixel_embed, proposal_embed, proposal_margin, channels,    height,     width,
-                        instances,   upscale,        log_thr,         outside, rows.view(), cols.view()};
+  const MaskStage stage{pixel_embed, proposal_embed, proposal_margin, channels,  height,  width,       instances,
+                        upscale,     resize_prob,    threshold,       outside, rows.view(), cols.view()};
   const BoxPlans plans(stage.rows, stage.cols, bboxes, instances, static_cast<double>(stride) / upscale);
   std::vector<float> tiles(plans.cells);
   run(CellBody{stage, plans.plans.data(), tiles.data()}, instances);

@@ -50,12 +50,14 @@ def call_bodies(function, arguments):
     masks = np.zeros((instances, h, w), dtype=np.uint8)
     strings = np.zeros(instances * (h * w * 4 + 8) + 1, dtype=np.uint8)
     numbers = (instances, *arrays[0].shape, arguments['stride'], arguments['upscale'])
-    thresholds = (math.log(arguments['mask_thr']), plain.outside_value(arguments['mask_thr']))
+    mask_thr, resize_prob = arguments['mask_thr'], arguments['resize_prob']
+    threshold = mask_thr if resize_prob else math.log(mask_thr)
     size = function(
         *map(pointer, arrays),
         *map(ctypes.c_int64, numbers),
         *map(pointer, shapes),
-        *map(ctypes.c_float, thresholds),
+        ctypes.c_bool(resize_prob),
+        *map(ctypes.c_float, (threshold, plain.outside_value(mask_thr, resize_prob))),
         pointer(masks),
         pointer(strings),
     )

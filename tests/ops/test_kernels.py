@@ -223,7 +223,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(embedding_log_prob, tensors)
 
 
-RESIZE = (8, (80, 112), (61, 47), 0.53, -10.0, 2)
+RESIZE = (8, (80, 112), (61, 47), 0.53, -10.0, False, 2)
 
 
 @needs_kernels

@@ -20,16 +20,17 @@ def loss_and_grad(log_prob, target, **arguments):
     return loss.detach(), log_prob.grad
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.booleans())
 @settings(deadline=None, max_examples=50)
-def test_is_the_sum_of_both(seed, num, height, width):
+def test_is_the_sum_of_both(seed, num, height, width, is_part):
     rng = torch.Generator().manual_seed(seed)
     prob = 0.01 + 0.98 * torch.rand(num, height, width, generator=rng)
-    target = torch.rand(prob.shape, generator=rng) < 0.6
-    target[:, 0, 0] = True
+    target = torch.rand(prob.shape, generator=rng)
+    target = target if is_part else target < 0.6
+    target[:, 0, 0] = 1
     entropy = torch.nn.functional.binary_cross_entropy(prob, target.float(), reduction='none').sum((1, 2))
     entropy = entropy / target.sum((1, 2)).clamp(min=4)
-    dice = 1 - 2 * (prob * target).sum((1, 2)) / (prob.square() + target).sum((1, 2))
+    dice = 1 - 2 * (prob * target).sum((1, 2)) / (prob.square() + target.float().square()).sum((1, 2))
     for weights in ((1, 0), (0, 1), (0.5, 2)):
         names = dict(zip(('dice_weight', 'cross_entropy_weight'), weights))
         loss, _ = loss_and_grad(prob.log(), target, **names)
@@ -47,6 +48,23 @@ def test_is_finite_with_finite_gradients(pixels):
     # More probability never hurts foreground, nor less of it background, up to Dice's rounding.
     assert (grad[target] <= 1e-6).all()
     assert (grad[~target] >= -1e-6).all()
+
+
+@given(st.lists(st.tuples(LOG_PROBS, st.floats(1e-3, 1)), min_size=1, max_size=9))
+@settings(deadline=None, max_examples=200)
+def test_is_finite_with_finite_gradients_where_cells_belong_to_masks_in_part(cells):
+    log_prob, target = (torch.tensor([values]) for values in zip(*cells))
+    loss, grad = loss_and_grad(log_prob, target)
+    assert loss.isfinite().all()
+    assert grad.isfinite().all()
+
+
+def test_is_least_where_probabilities_are_what_belongs_to_the_mask():
+    target = torch.tensor([[0.1, 0.5, 0.9]])
+    least, grad = loss_and_grad(target.log(), target)
+    assert grad.abs().max() < 1e-3
+    for prob in torch.rand(20, 1, 3, generator=torch.Generator().manual_seed(0)):
+        assert loss_and_grad(prob.log(), target)[0] > least
 
 
 def test_gradient_of_distant_foreground_shrinks_but_never_vanishes():

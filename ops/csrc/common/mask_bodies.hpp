@@ -10,7 +10,7 @@ namespace embedmask {
 // One box and where its part of the buffers begins.
 struct BoxPlan {
   Span rows, cols;
-  int64_t tile_begin;    // in the log-probabilities of all boxes' cells
+  int64_t tile_begin;    // in the values of all boxes' cells
   int64_t column_begin;  // in the pixel columns of all boxes
 
   EMBEDMASK_HOST_DEVICE bool empty() const { return rows.empty() || cols.empty(); }
@@ -45,8 +45,8 @@ EMBEDMASK_HOST_DEVICE float difference_at(const float* row, const Neighbours& x,
   return (row[x.here] - embed) + x.weight * (row[x.other] - row[x.here]);
 }
 
-// Log-probability of a cell inside its box.
-EMBEDMASK_HOST_DEVICE float cell_log_prob(const MaskStage& stage, int64_t n, int64_t row, int64_t col) {
+// Value of a cell inside its box.
+EMBEDMASK_HOST_DEVICE float cell_value(const MaskStage& stage, int64_t n, int64_t row, int64_t col) {
   const Neighbours y = neighbours_of(row, stage.upscale, stage.height);
   const Neighbours x = neighbours_of(col, stage.upscale, stage.width);
   float sum = 0;
@@ -57,10 +57,10 @@ EMBEDMASK_HOST_DEVICE float cell_log_prob(const MaskStage& stage, int64_t n, int
     const float difference = lerp(difference_at(here, x, embed), difference_at(other, x, embed), y.weight);
     sum -= stage.proposal_margin[n * stage.channels + c] * difference * difference;
   }
-  return sum;
+  return stage.resize_prob ? std::exp(sum) : sum;
 }
 
-// Log-probability of a row of cells at a column of pixels.
+// Value of a row of cells at a column of pixels.
 EMBEDMASK_HOST_DEVICE float value_at(const MaskStage& stage, const BoxPlan& box, const float* tiles, int64_t row,
                                      int64_t x) {
   const int64_t first = stage.cols.index[x], second = first + 1 < stage.cols.cells ? first + 1 : first;
@@ -68,7 +68,7 @@ EMBEDMASK_HOST_DEVICE float value_at(const MaskStage& stage, const BoxPlan& box,
   return lerp(values[first], values[second], stage.cols.weight[x]);
 }
 
-// One cell: its log-probability.
+// One cell: its value.
 struct CellBody {
   MaskStage stage;
   const BoxPlan* boxes;
@@ -81,7 +81,7 @@ struct CellBody {
     const int64_t row = box.rows.low + i / box.cols.reached(), col = box.cols.low + i % box.cols.reached();
     const bool inside =
         row >= box.rows.begin && row < box.rows.end && col >= box.cols.begin && col < box.cols.end;
-    tiles[box.tile_begin + i] = inside ? cell_log_prob(stage, n, row, col) : stage.outside;
+    tiles[box.tile_begin + i] = inside ? cell_value(stage, n, row, col) : stage.outside;
   }
 };
 
@@ -100,7 +100,7 @@ struct PixelBody {
     const int64_t row = stage.rows.index[y], next = row + 1 < stage.rows.cells ? row + 1 : row;
     masks[(n * stage.rows.pixels + y) * stage.cols.pixels + x] =
         pixel_on(value_at(stage, box, tiles, row, x), value_at(stage, box, tiles, next, x), stage.rows.weight[y],
-                 stage.log_thr);
+                 stage.threshold);
   }
 };
 
@@ -112,10 +112,10 @@ EMBEDMASK_HOST_DEVICE void walk_pixel_column(const MaskStage& stage, const BoxPl
   bool on = false;
   for (int64_t row = box.rows.low; row <= box.rows.high; ++row) {
     const float value = value_at(stage, box, tiles, row, x);
-    if ((value > stage.log_thr) != on) {
+    if ((value > stage.threshold) != on) {
       on = !on;
       sink.change(row == box.rows.low ? box.rows.pixel_begin
-                                      : crossing(stage.rows, row - 1, before, value, stage.log_thr));
+                                      : crossing(stage.rows, row - 1, before, value, stage.threshold));
     }
     before = value;
   }

@@ -1,7 +1,7 @@
 // The arithmetic of the mask stage, shared by the CPU and the CUDA kernels.
 //
 // D: embedding channels, (h, w): the pixel embedding's grid. A cell is one of the grid after its resize by `upscale`;
-// the log-probabilities live on cells and are resized once more to the pixels of the original image.
+// the values, log-probabilities or probabilities, live on cells and are resized once more to the pixels of the original image.
 #pragma once
 
 #include <algorithm>
@@ -48,8 +48,9 @@ struct MaskStage {
   const float* proposal_margin;  // (N, D)
   int64_t channels, height, width;
   int64_t instances, upscale;
-  float log_thr;
-  float outside;  // log-probability of a cell outside its box, below log_thr
+  bool resize_prob;  // whether the values of cells are probabilities, else their logarithms
+  float threshold;   // of values
+  float outside;     // value of a cell outside its box, below the threshold
   Axis rows, cols;
 };
 
@@ -85,9 +86,9 @@ EMBEDMASK_HOST_DEVICE T lerp(const T& a, const T& b, float weight) {
 
 // Whether a pixel between two values is on. Between two that agree nothing is computed, so that a kernel which walks
 // from change to change and one which asks every pixel cannot differ by a rounding. A NaN is off.
-EMBEDMASK_HOST_DEVICE bool pixel_on(float a, float b, float weight, float log_thr) {
-  const bool on = a > log_thr;
-  return on == (b > log_thr) ? on : lerp(a, b, weight) > log_thr;
+EMBEDMASK_HOST_DEVICE bool pixel_on(float a, float b, float weight, float threshold) {
+  const bool on = a > threshold;
+  return on == (b > threshold) ? on : lerp(a, b, weight) > threshold;
 }
 
 EMBEDMASK_HOST_DEVICE int64_t cell_edge(double edge, double cell, int padding, int64_t cells) {
@@ -110,14 +111,14 @@ EMBEDMASK_HOST_DEVICE Span span_of(const Axis& axis, double low_edge, double hig
 
 // The first pixel of a cell's pixels that is not as the cell itself, where the cell after it differs; else the first
 // pixel of the cell after. Along a cell's pixels the value is monotone, rounding included.
-EMBEDMASK_HOST_DEVICE int64_t crossing(const Axis& axis, int64_t cell, float a, float b, float log_thr) {
+EMBEDMASK_HOST_DEVICE int64_t crossing(const Axis& axis, int64_t cell, float a, float b, float threshold) {
   const int64_t begin = axis.first[cell], end = axis.first[cell + 1];
-  const bool on = a > log_thr;
+  const bool on = a > threshold;
   // Start where the straight line crosses.
-  const float steps = ((log_thr - a) / (b - a) - (end > begin ? axis.weight[begin] : 0)) * axis.pixels_per_cell;
+  const float steps = ((threshold - a) / (b - a) - (end > begin ? axis.weight[begin] : 0)) * axis.pixels_per_cell;
   int64_t pixel = steps >= 0 ? (steps < end - begin ? begin + static_cast<int64_t>(steps) + 1 : end) : begin;
-  while (pixel > begin && pixel_on(a, b, axis.weight[pixel - 1], log_thr) != on) --pixel;
-  while (pixel < end && pixel_on(a, b, axis.weight[pixel], log_thr) == on) ++pixel;
+  while (pixel > begin && pixel_on(a, b, axis.weight[pixel - 1], threshold) != on) --pixel;
+  while (pixel < end && pixel_on(a, b, axis.weight[pixel], threshold) == on) ++pixel;
   return pixel;
 }
 

@@ -21,7 +21,7 @@ constexpr int64_t kLanes = Simd<float>::kLanes;  // grid columns of a strip
 // What one thread needs, reused from box to box. It grows with a strip and a mask's border, not with the image.
 struct Scratch {
   std::vector<float> grid_rows;  // (3, D, upscale, kLanes): differences to the proposal, resized along x
-  std::vector<float> tile;       // (1 + kLanes * upscale + 1, stride): log-probabilities, a column contiguous
+  std::vector<float> tile;       // (1 + kLanes * upscale + 1, stride): values of cells, a column contiguous
   std::vector<float> column;     // (stride): those of a column of pixels
   Changes changes;               // of one mask
 };
@@ -74,9 +74,9 @@ EMBEDMASK_INLINE void resize_grid_row(const Box<kUpscale>& box, int64_t y, int64
   }
 }
 
-// Log-probabilities of two neighbouring columns' lanes on one row of cells.
+// Values of two neighbouring columns' lanes on one row of cells.
 template <int64_t kUpscale>
-EMBEDMASK_INLINE void log_prob(const Box<kUpscale>& box, const float* a, const float* b, float weight, int64_t step,
+EMBEDMASK_INLINE void cell_values(const Box<kUpscale>& box, const float* a, const float* b, float weight, int64_t step,
                                Vec& first, Vec& second) {
   first = second = Vec{};
   for (int64_t c = 0; c < box.stage.channels; ++c) {
@@ -86,6 +86,7 @@ EMBEDMASK_INLINE void log_prob(const Box<kUpscale>& box, const float* a, const f
     first -= box.proposal_margin[c] * x * x;
     second -= box.proposal_margin[c] * y * y;
   }
+  if (box.stage.resize_prob) first = exp_of(first), second = exp_of(second);
 }
 
 // Stores the lanes of one row of cells into columns of the tile.
@@ -124,7 +125,7 @@ EMBEDMASK_INLINE void compute_strip(const Box<kUpscale>& box, int64_t x, Scratch
       for (int64_t k = 0; k < upscale; k += 2) {
         const int64_t step = k + 1 < upscale ? kLanes : 0;
         Vec first, second;
-        log_prob(box, here + k * kLanes, (phase.after ? after : before) + k * kLanes, phase.weight, step, first,
+        cell_values(box, here + k * kLanes, (phase.after ? after : before) + k * kLanes, phase.weight, step, first,
                  second);
         store_lanes(box, first, tile_row + k * box.stride);
         if (step) store_lanes(box, second, tile_row + (k + 1) * box.stride);
@@ -143,7 +144,7 @@ EMBEDMASK_INLINE void compute_strip(const Box<kUpscale>& box, int64_t x, Scratch
 template <int64_t kUpscale, typename Sink>
 EMBEDMASK_INLINE void walk_column(const Box<kUpscale>& box, int64_t x, const float* a, const float* b, Scratch& scratch,
                                   Sink& sink) {
-  const float log_thr = box.stage.log_thr, weight = box.stage.cols.weight[x];
+  const float threshold = box.stage.threshold, weight = box.stage.cols.weight[x];
   const Axis& axis = box.stage.rows;
   const int64_t reached = box.rows.reached();
   float* column = scratch.column.data();
@@ -154,13 +155,13 @@ EMBEDMASK_INLINE void walk_column(const Box<kUpscale>& box, int64_t x, const flo
     for (int64_t i = begin; i < end; i += kLanes) {
       const Vec values = lerp(load(a + i), load(b + i), weight);
       store(column + i, values);
-      on |= bits_of(values > log_thr) << (i - begin);
+      on |= bits_of(values > threshold) << (i - begin);
     }
     for (uint64_t changes = on ^ (on << 1 | before); changes; changes &= changes - 1) {
       const int64_t i = begin + __builtin_ctzll(changes);  // row i differs from the one before
       const int64_t y = i == 0         ? box.rows.pixel_begin
                         : i == reached ? axis.pixels
-                                       : crossing(axis, box.rows.low + i - 1, column[i - 1], column[i], log_thr);
+                                       : crossing(axis, box.rows.low + i - 1, column[i - 1], column[i], threshold);
       sink.change(x, y);
     }
     before = on >> 63;

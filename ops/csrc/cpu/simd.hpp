@@ -1,6 +1,7 @@
 // Vectors of 32 bytes in the compilers' own notation, and one build of a function for each instruction set.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -47,6 +48,11 @@ EMBEDMASK_INLINE typename Simd<T>::Vec load(const T* from) {
 template <typename T>
 EMBEDMASK_INLINE void store(T* to, const typename Simd<T>::Vec& vec) {
   std::memcpy(to, &vec, sizeof(vec));
+}
+
+EMBEDMASK_INLINE Simd<float>::Vec exp_of(Simd<float>::Vec values) {
+  for (int i = 0; i < Simd<float>::kLanes; ++i) values[i] = std::exp(values[i]);
+  return values;
 }
 
 // A bit for each lane of a comparison, the first lane's the lowest.

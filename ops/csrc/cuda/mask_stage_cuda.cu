@@ -59,7 +59,7 @@ struct DeviceAxis {
   }
 };
 
-// The log-probabilities of all boxes' cells, and what the next kernel needs to read them.
+// The values of all boxes' cells, and what the next kernel needs to read them.
 struct Cells {
   AxisTable row_table, col_table;
   DeviceAxis rows, cols;
