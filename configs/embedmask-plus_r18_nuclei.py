@@ -12,12 +12,17 @@ model = dict(
         initial_distance=2.0,
         margin_reduce_factor=4,
     ),
-    mask_head=dict(loss_mask=dict(_delete_=True, type='DiceCrossEntropyLoss')),
+    mask_head=dict(
+        box_padding=2,
+        mask_target='coverage',
+        loss_mask=dict(_delete_=True, type='DiceCrossEntropyLoss'),
+    ),
     test_cfg=dict(
         mask_thr=0.45,
+        resize_prob=True,
         score_masks=True,
         # Boxes are between those predicted and those around the masks.
-        mask_box_nms=dict(type='nms', iou_threshold=0.5),
+        mask_box_nms=dict(type='nms', iou_threshold=0.6),
         mask_box_weight=0.7,
     ),
 )

@@ -22,13 +22,17 @@ model = dict(
         stacked_convs=2,
         stride=4,
         mask_scale=1,
+        # Masks are cut with boxes, so that the loss need not look at what is farther outside.
+        box_padding=2,
+        mask_target='coverage',
         loss_mask=dict(_delete_=True, type='DiceCrossEntropyLoss'),
     ),
     test_cfg=dict(
-        mask_thr=0.35,
+        mask_thr=0.45,
+        resize_prob=True,
         score_masks=True,
         # Boxes are between those predicted and those around the masks.
-        mask_box_nms=dict(type='nms', iou_threshold=0.5),
+        mask_box_nms=dict(type='nms', iou_threshold=0.6),
         mask_box_weight=0.7,
     ),
 )

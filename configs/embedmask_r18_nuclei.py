@@ -1,5 +1,5 @@
-# What `make demo` trains: a small model, from scratch, on one image of small objects. For data of your own copy
-# embedmask_own-data.py, or this one if they are as small and unlike photographs.
+# A small model, from scratch, on one image of small objects. `make demo` trains embedmask-plus_r18_nuclei.py, which
+# departs from it. For data of your own copy embedmask_own-data.py, or this if they are as small and unlike photographs.
 _base_ = './embedmask_r50_1x_coco.py'
 
 # Nuclei are about 20 pixels wide, so the levels are finer than COCO's: 4, 8 and 16 pixels a cell.

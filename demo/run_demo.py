@@ -23,7 +23,7 @@ from pycocotools.coco import COCO
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path('data/nuclei')
-CONFIG = Path('configs/embedmask_r18_nuclei.py')
+CONFIG = Path('configs/embedmask-plus_r18_nuclei.py')
 DRAWN_SCORE = 0.3  # what is drawn as found; the metrics count every detection
 
 

@@ -19,7 +19,7 @@ from tests.tiny import ROOT, draw_shapes, tiny_model_cfg
 
 COCO_CLASSES = CocoDataset.METAINFO['classes']
 SHRUNK_BY = 8
-NUCLEI_CHECKPOINT = 'work_dirs/embedmask_r18_nuclei/iter_450.pth'
+NUCLEI_CHECKPOINT = 'work_dirs/embedmask-plus_r18_nuclei/iter_450.pth'
 SIZES = [(60, 80), (80, 60)]
 
 
@@ -162,6 +162,6 @@ def make_sandbox(folder: Path) -> Path:
     cv2.imwrite(str(folder / 'image.jpg'), draw_shapes(np.random.default_rng(0), (60, 80), 3)[0])
     for name in ('epoch_12.pth', 'work_dirs/embedmask_r50_1x_coco/epoch_12.pth', 'models/embedmask_r50.pth'):
         write_checkpoint(folder / name, folder / 'configs/embedmask_r50_1x_coco.py')
-    write_checkpoint(folder / NUCLEI_CHECKPOINT, folder / 'configs/embedmask_r18_nuclei.py')
+    write_checkpoint(folder / NUCLEI_CHECKPOINT, folder / 'configs/embedmask-plus_r18_nuclei.py')
     write_authors_checkpoint(folder / 'models/embed_mask_R50_1x.pth')
     return folder

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def demo_folder(tmp_path):
     """Return a folder `demo` with what the notebook expects around it."""
-    config = Config.fromfile(ROOT / 'configs/embedmask_r18_nuclei.py')
+    config = Config.fromfile(ROOT / 'configs/embedmask-plus_r18_nuclei.py')
     init_default_scope('mmdet')
     model = MODELS.build(config.model)
     torch.nn.init.constant_(model.bbox_head.conv_cls.bias, 2.0)  # so that something is found
