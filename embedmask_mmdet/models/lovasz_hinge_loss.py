@@ -130,6 +130,9 @@ class LovaszHingeLoss(LogProbLoss):
         keep_saturated_grad: Whether pixels whose probability is below ``1e-9``, where the reference clamps it, keep
             a gradient. The loss's value is the same. Without it a model whose margins became so sharp that every
             pixel saturates never learns masks again.
+
+    Raises:
+        TypeError: When called with a target that is not bool.
     """
 
     def __init__(self, loss_weight: float = 0.5, reduction: str = 'mean', keep_saturated_grad: bool = False) -> None:

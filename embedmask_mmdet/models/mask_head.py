@@ -114,8 +114,8 @@ class EmbedMaskMaskHead(BaseMaskHead):
         init_cfg: Initialization.
 
     Raises:
-        ValueError: If ``mask_thr`` is not between 0 and 1, ``mask_format`` is unknown or ``num_levels`` below 1,
-            or if ``mask_box_weight`` is not from 0 to 1.
+        ValueError: If ``mask_thr`` is not between 0 and 1, ``mask_format`` or ``mask_target`` is unknown,
+            ``num_levels`` below 1, or if ``mask_box_weight`` is not from 0 to 1.
     """
 
     def __init__(

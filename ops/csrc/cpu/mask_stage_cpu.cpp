@@ -77,7 +77,7 @@ EMBEDMASK_INLINE void resize_grid_row(const Box<kUpscale>& box, int64_t y, int64
 // Values of two neighbouring columns' lanes on one row of cells.
 template <int64_t kUpscale>
 EMBEDMASK_INLINE void cell_values(const Box<kUpscale>& box, const float* a, const float* b, float weight, int64_t step,
-                               Vec& first, Vec& second) {
+                                  Vec& first, Vec& second) {
   first = second = Vec{};
   for (int64_t c = 0; c < box.stage.channels; ++c) {
     const int64_t at = c * box.strip_cells();
@@ -125,8 +125,8 @@ EMBEDMASK_INLINE void compute_strip(const Box<kUpscale>& box, int64_t x, Scratch
       for (int64_t k = 0; k < upscale; k += 2) {
         const int64_t step = k + 1 < upscale ? kLanes : 0;
         Vec first, second;
-        cell_values(box, here + k * kLanes, (phase.after ? after : before) + k * kLanes, phase.weight, step, first,
-                 second);
+        cell_values(box, here + k * kLanes, (phase.after ? after : before) + k * kLanes, phase.weight, step,
+                    first, second);
         store_lanes(box, first, tile_row + k * box.stride);
         if (step) store_lanes(box, second, tile_row + (k + 1) * box.stride);
       }
