@@ -46,7 +46,8 @@ class DiceCrossEntropyLoss(LogProbLoss):
     """Dice loss plus cross-entropy of log-probabilities, finite with finite gradients for every input.
 
     Both are least where probabilities are the targets, which may be anything from 0 to 1. Cross-entropy is summed over
-    pixels and divided by the mask's. Memory and time grow with the pixels that are foreground, or might be taken for it.
+    pixels and divided by the mask's. Memory and time grow with the pixels that are foreground or might be taken for
+    it.
 
     It takes the place of the reference's :class:`LovaszHingeLoss`, whose gradient grows with the sharpness of the
     margins and in the first iterations is larger than the detector's by far.
