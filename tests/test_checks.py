@@ -10,7 +10,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 
 from embedmask_mmdet.engine import EmbedMaskPackagesHook, InputError
-from embedmask_mmdet.engine.checks import check_metrics
+from embedmask_mmdet.engine.checks import check_metrics, settings_of
 from tests.tiny import tiny_cfg, write_tiny_coco
 
 
@@ -145,6 +145,22 @@ def test_checkpoint_that_is_foreign_at_test(cfg, tmp_path):
     cfg.load_from = str(path)
     with pytest.raises(InputError, match=r'mask_rcnn\.pth is no checkpoint of this config.*roi_head'):
         Runner.from_cfg(cfg).test()
+
+
+def test_checkpoint_of_another_design_is_refused_at_test_but_may_start_a_training(cfg, tmp_path):
+    train(cfg)
+    cfg.load_from = str(tmp_path / 'work' / 'epoch_1.pth')
+    cfg.model.bbox_head.box_margins = True
+    with pytest.raises(InputError, match=r'epoch_1\.pth was trained with model\.bbox_head\.box_margins=False.* True,'):
+        Runner.from_cfg(cfg).test()
+    train(cfg)
+    Runner.from_cfg(cfg).test()
+
+
+def test_config_in_a_checkpoint_is_read_but_not_run(tmp_path):
+    text = f"model = dict(mask_head=dict(stride=4, other=open({str(tmp_path / 'made')!r}, 'w')))"
+    assert settings_of('mask_head', text) == {'stride': 4}
+    assert not (tmp_path / 'made').exists()
 
 
 def test_training_may_start_from_part_of_the_weights_but_not_from_none(cfg, tmp_path):

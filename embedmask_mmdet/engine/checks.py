@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import importlib
 import inspect
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from mmdet.evaluation import CocoMetric
@@ -21,6 +24,20 @@ from torch import nn
 from embedmask_mmdet.models import EmbedMask
 
 MAX_NAMED = 5
+# Settings that change what a head's weights mean, but neither their names nor their shapes.
+MEANINGS = dict(
+    bbox_head=(
+        'strides',
+        'coord_scale',
+        'prior_margin',
+        'embed_reduce_factor',
+        'margin_reduce_factor',
+        'box_centers',
+        'box_margins',
+        'norm_on_bbox',
+    ),
+    mask_head=('stride', 'num_levels'),
+)
 
 
 class InputError(ValueError):
@@ -177,6 +194,40 @@ def check_dataset(dataset: object, num_classes: int) -> None:
         check_masks(each)
 
 
+def settings_of(head: str, config: str) -> dict[str, Any]:
+    """Read a head's settings from the text of a config without running it, which may be anyone's."""
+    settings = {}
+    for node in ast.walk(ast.parse(config)):
+        if isinstance(node, ast.keyword) and node.arg == head and isinstance(node.value, ast.Call):
+            for setting in node.value.keywords:
+                with contextlib.suppress(ValueError):  # others than literals are none that are looked for
+                    settings[setting.arg] = ast.literal_eval(setting.value)
+    return settings
+
+
+def check_meaning(model: EmbedMask, config: str, path: str) -> None:
+    """Compare what a model makes of its weights with what the model made of them that was trained.
+
+    Args:
+        model: With both heads.
+        config: Text of the config that is saved in a checkpoint.
+        path: Of the checkpoint.
+
+    Raises:
+        InputError: If a setting of ``MEANINGS`` differs.
+    """
+    for head_name, names in MEANINGS.items():
+        head = getattr(model, head_name)
+        trained, defaults = settings_of(head_name, config), inspect.signature(type(head)).parameters
+        for name in names:
+            there, here = trained.get(name, defaults[name].default), getattr(head, name)
+            if (list(there) != list(here)) if name == 'strides' else there != here:
+                raise InputError(
+                    f'{path} was trained with model.{head_name}.{name}={there}, this config has {here}, which makes '
+                    'something else of the same weights; give the checkpoint and the config that belong together'
+                )
+
+
 @HOOKS.register_module()
 class EmbedMaskCheckHook(Hook):
     """Checks data before training and testing, and that a checkpoint is one of this model."""
@@ -195,7 +246,7 @@ class EmbedMaskCheckHook(Hook):
         check_metrics(runner.test_evaluator, runner.test_dataloader.dataset, 'test_evaluator')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare a checkpoint's names with the model's.
+        """Compare a checkpoint's names with the model's, and what its weights were trained to mean.
 
         Weights to start training from need to fit in part only; those to test or to resume must be complete.
         """
@@ -210,6 +261,8 @@ class EmbedMaskCheckHook(Hook):
                 f'not in it ({name_some(missing)}), it has others ({name_some(sorted(given - wanted))}); give the '
                 'checkpoint and the config that belong together'
             )
+        if complete and isinstance(config := checkpoint.get('meta', {}).get('cfg'), str):
+            check_meaning(bare_model(runner), config, runner._load_from)
 
 
 @HOOKS.register_module()
