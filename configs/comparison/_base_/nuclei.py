@@ -12,6 +12,8 @@ train_pipeline = [
     dict(type='Rotate', prob=0.75, max_mag=90.0, img_border_value=30),
     # Boxes are computed from the masks again, which rotation only makes larger.
     dict(type='RandomCrop', crop_size=(256, 256), recompute_bbox=True),
+    # Boxes of masks that were cropped away have no extent, and Mask R-CNN's loss would be NaN.
+    dict(type='FilterAnnotations', by_box=False, by_mask=True, keep_empty=False),
     dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PhotoMetricDistortion'),
     dict(type='PackDetInputs'),
