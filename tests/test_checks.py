@@ -161,6 +161,7 @@ def test_config_in_a_checkpoint_is_read_but_not_run(tmp_path):
     text = f"model = dict(mask_head=dict(stride=4, other=open({str(tmp_path / 'made')!r}, 'w')))"
     assert settings_of('mask_head', text) == {'stride': 4}
     assert not (tmp_path / 'made').exists()
+    assert settings_of('mask_head', 'no config') == {}
 
 
 def test_training_may_start_from_part_of_the_weights_but_not_from_none(cfg, tmp_path):

@@ -21,9 +21,10 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from embedmask_mmdet.models import EmbedMask
+from embedmask_mmdet.models import EmbedMask, EmbedMaskBBoxHead, EmbedMaskMaskHead
 
 MAX_NAMED = 5
+HEADS = dict(bbox_head=EmbedMaskBBoxHead, mask_head=EmbedMaskMaskHead)
 # Settings that change what a head's weights mean, but neither their names nor their shapes.
 MEANINGS = dict(
     bbox_head=(
@@ -195,9 +196,13 @@ def check_dataset(dataset: object, num_classes: int) -> None:
 
 
 def settings_of(head: str, config: str) -> dict[str, Any]:
-    """Read a head's settings from the text of a config without running it, which may be anyone's."""
+    """Read a head's settings from the text of a config without running it, which may be anyone's; none if no Python."""
     settings = {}
-    for node in ast.walk(ast.parse(config)):
+    try:
+        tree = ast.parse(config)
+    except SyntaxError:
+        return settings
+    for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg == head and isinstance(node.value, ast.Call):
             for setting in node.value.keywords:
                 with contextlib.suppress(ValueError):  # others than literals are none that are looked for
@@ -218,10 +223,12 @@ def check_meaning(model: EmbedMask, config: str, path: str) -> None:
     """
     for head_name, names in MEANINGS.items():
         head = getattr(model, head_name)
-        trained, defaults = settings_of(head_name, config), inspect.signature(type(head)).parameters
+        # A user's own head may hand its arguments on without naming them.
+        defaults = inspect.signature(HEADS[head_name]).parameters
+        trained = settings_of(head_name, config)
         for name in names:
             there, here = trained.get(name, defaults[name].default), getattr(head, name)
-            if (list(there) != list(here)) if name == 'strides' else there != here:
+            if not np.array_equal(there, here):
                 raise InputError(
                     f'{path} was trained with model.{head_name}.{name}={there}, this config has {here}, which makes '
                     'something else of the same weights; give the checkpoint and the config that belong together'
