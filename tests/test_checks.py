@@ -1,16 +1,19 @@
 """Bad data and checkpoints end a run with an error that names them; odd data do not."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from mmdet.evaluation import CocoMetric
+from mmdet.registry import MODELS
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 
 from embedmask_mmdet.engine import EmbedMaskPackagesHook, InputError
 from embedmask_mmdet.engine.checks import check_metrics, settings_of
+from embedmask_mmdet.models import EmbedMaskBBoxHead
 from tests.tiny import tiny_cfg, write_tiny_coco
 
 
@@ -155,6 +158,18 @@ def test_checkpoint_of_another_design_is_refused_at_test_but_may_start_a_trainin
         Runner.from_cfg(cfg).test()
     train(cfg)
     Runner.from_cfg(cfg).test()
+
+
+def test_checkpoint_of_a_head_of_ones_own_may_be_tested(cfg, tmp_path):
+    class OwnHead(EmbedMaskBBoxHead):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    with mock.patch.dict(MODELS.module_dict, OwnHead=OwnHead):
+        cfg.model.bbox_head.type = 'OwnHead'
+        train(cfg)
+        cfg.load_from = str(tmp_path / 'work' / 'epoch_1.pth')
+        Runner.from_cfg(cfg).test()
 
 
 def test_config_in_a_checkpoint_is_read_but_not_run(tmp_path):
