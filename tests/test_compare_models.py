@@ -108,6 +108,13 @@ def test_a_shorter_schedule_has_its_own_line_end():
     assert compare_models.split_limit('C:/b.py') == ('C:/b.py', None)
 
 
+def test_one_test_alone_is_no_curve():
+    models = [trained('one', [{100: 0.2}], iterations=(100,)), trained('two', [{100: 0.4}], iterations=(100,))]
+    table = compare_models.format_aps(models, 'segm', [100]).splitlines()
+    assert table == ['| mask AP | 100 it |', '| --- | ---: |', '| one | 0.200 |', '| two | 0.400 |']
+    assert not compare_models.have_curves(models)
+
+
 def test_plot_draws_models_with_and_without_masks(tmp_path):
     models = [trained('masks', [{100: 0.2, 300: 0.5}] * 2), trained('boxes', [{100: 0.2}], metric=['bbox'])]
     compare_models.plot(models, tmp_path / 'plot.svg')

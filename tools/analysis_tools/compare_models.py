@@ -291,6 +291,11 @@ def in_equal_time(model: Model, first: Model, metric: str, seed: int) -> float:
     return float(np.interp(iterations, *curve_of(model, metric, seed)))
 
 
+def have_curves(models: list[Model]) -> bool:
+    """Tell whether models were tested more than once; one test says nothing about the time before it."""
+    return len({iteration for model in models for iteration in model.iterations}) > 1
+
+
 def format_mean(values: list[float]) -> str:
     """Format mean and standard deviation."""
     if not values:
@@ -303,13 +308,14 @@ def format_aps(models: list[Model], metric: str, iterations: list[int]) -> str:
     """Format one metric of models that have it as a table in Markdown."""
     first = models[0]
     seeds = max(len(model.curves) for model in models)
-    lines = [
-        f'| {METRICS[metric]} | {" | ".join(f"{i} it" for i in iterations)} | in the time of {first.name} |',
-        f'| --- |{" ---: |" * (len(iterations) + 1)}',
-    ]
+    heads = [METRICS[metric], *(f'{i} it' for i in iterations)]
+    if have_curves(models):
+        heads.append(f'in the time of {first.name}')
+    lines = [f'| {" | ".join(heads)} |', f'| --- |{" ---: |" * (len(heads) - 1)}']
     for model in models:
         columns = [format_mean([curve[i][metric] for curve in model.curves.values() if i in curve]) for i in iterations]
-        columns.append(format_mean([in_equal_time(model, first, metric, seed) for seed in model.curves]))
+        if have_curves(models):
+            columns.append(format_mean([in_equal_time(model, first, metric, seed) for seed in model.curves]))
         lines.append(f'| {describe(model, iterations, seeds)} | {" | ".join(columns)} |')
     return '\n'.join(lines)
 
@@ -387,32 +393,45 @@ def store(models: list[Model], args: argparse.Namespace) -> None:
     path.write_text(f'{{\n{lines}\n}}\n')
 
 
-def report(models: list[Model], args: argparse.Namespace) -> None:
-    """Print the tables, and write them with a plot."""
-    with_metric = {metric: [model for model in models if metric in metrics_of(model.cfg)] for metric in METRICS}
-    tables = [format_aps(some, metric, args.iterations) for metric, some in with_metric.items() if some]
-    tables.append(format_costs(models))
-    slug = re.sub('[^a-z0-9]+', '-', args.title.lower()).strip('-')
-    picture = args.out.with_name(f'{args.out.stem}-{slug}.svg')
-    plot(models, picture)
+def describe_conditions(models: list[Model], args: argparse.Namespace) -> str:
+    """Say what the figures of a comparison are, and on which machine they were measured."""
     seeds = max(len(model.curves) for model in models)
     sentences = [
         f'Mean and standard deviation over {seeds} seeds.' if seeds > 1 else 'One seed.',
         f'All iterations belong to one schedule, a warm-up and a cosine that ends at {args.iterations[-1]}.',
-        *([f'Inputs are enlarged by {args.scale:g}.'] if args.scale != 1 else []),
-        'The last column is AP after as long as the first model trains in all, linear between the tests.',
+    ]
+    if args.scale != 1:
+        sentences.append(f'Inputs are enlarged by {args.scale:g}.')
+    if have_curves(models):
+        sentences.append(
+            'The last column is AP after as long as the first model trains in all, linear between the tests.'
+        )
+    sentences += [
         'Seconds are those of training steps of trained models that take turns on the same batches, without data '
         'loading.',
         *(f'{model.name} was timed untrained.' for model in models if not model.timed_trained),
         *differences(models),
         describe_machine(get_device()),
     ]
-    paragraphs = [f'`{command_line(args)}`', ' '.join(sentences), *tables, f'![AP over iterations]({picture.name})']
+    return ' '.join(sentences)
+
+
+def report(models: list[Model], args: argparse.Namespace) -> None:
+    """Print the tables, and write them, with a plot if there is something to draw."""
+    with_metric = {metric: [model for model in models if metric in metrics_of(model.cfg)] for metric in METRICS}
+    tables = [format_aps(some, metric, args.iterations) for metric, some in with_metric.items() if some]
+    tables.append(format_costs(models))
+    paragraphs = [f'`{command_line(args)}`', describe_conditions(models, args), *tables]
+    if have_curves(models):
+        slug = re.sub('[^a-z0-9]+', '-', args.title.lower()).strip('-')
+        picture = args.out.with_name(f'{args.out.stem}-{slug}.svg')
+        plot(models, picture)
+        paragraphs.append(f'![AP over iterations]({picture.name})')
     if not args.out.exists():
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text('# Accuracy\n\n')
     write_section(args.out, args.title, '\n\n'.join(paragraphs))
-    print('', *tables, f'written to {args.out} and {picture}', sep='\n\n')
+    print('', *tables, f'written to {args.out}', sep='\n\n')
 
 
 def read_models(args: argparse.Namespace) -> list[Model]:
