@@ -308,13 +308,14 @@ def format_aps(models: list[Model], metric: str, iterations: list[int]) -> str:
     """Format one metric of models that have it as a table in Markdown."""
     first = models[0]
     seeds = max(len(model.curves) for model in models)
+    with_time = have_curves(models)
     heads = [METRICS[metric], *(f'{i} it' for i in iterations)]
-    if have_curves(models):
+    if with_time:
         heads.append(f'in the time of {first.name}')
     lines = [f'| {" | ".join(heads)} |', f'| --- |{" ---: |" * (len(heads) - 1)}']
     for model in models:
         columns = [format_mean([curve[i][metric] for curve in model.curves.values() if i in curve]) for i in iterations]
-        if have_curves(models):
+        if with_time:
             columns.append(format_mean([in_equal_time(model, first, metric, seed) for seed in model.curves]))
         lines.append(f'| {describe(model, iterations, seeds)} | {" | ".join(columns)} |')
     return '\n'.join(lines)
@@ -342,7 +343,7 @@ def format_costs(models: list[Model]) -> str:
 def plot(models: list[Model], path: Path) -> None:
     """Draw AP over iterations: the mean of the seeds, and from the lowest to the highest of them."""
     with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'comparison', 'font.family': 'sans-serif'}):
-        figure = Figure(figsize=(10, 4), layout='constrained')
+        figure = Figure(figsize=(10, 4.5), layout='constrained')
         for axes, metric in zip(figure.subplots(1, 2, sharey=True), METRICS):
             for number, model in enumerate(models):
                 if metric not in metrics_of(model.cfg):
@@ -356,7 +357,8 @@ def plot(models: list[Model], path: Path) -> None:
             axes.grid(alpha=0.3)
         # Both share it, so it is set when both are drawn.
         axes.set_ylim(0, None)
-        axes.legend(frameon=False, loc='lower right')  # every model has boxes
+        # The second has all of them: every model has boxes.
+        figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc='outside lower center', ncols=3)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={'Date': None} if path.suffix == '.svg' else None)
 
@@ -422,16 +424,18 @@ def report(models: list[Model], args: argparse.Namespace) -> None:
     tables = [format_aps(some, metric, args.iterations) for metric, some in with_metric.items() if some]
     tables.append(format_costs(models))
     paragraphs = [f'`{command_line(args)}`', describe_conditions(models, args), *tables]
+    written = [args.out]
     if have_curves(models):
         slug = re.sub('[^a-z0-9]+', '-', args.title.lower()).strip('-')
         picture = args.out.with_name(f'{args.out.stem}-{slug}.svg')
         plot(models, picture)
         paragraphs.append(f'![AP over iterations]({picture.name})')
+        written.append(picture)
     if not args.out.exists():
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text('# Accuracy\n\n')
     write_section(args.out, args.title, '\n\n'.join(paragraphs))
-    print('', *tables, f'written to {args.out}', sep='\n\n')
+    print('', *tables, f'written to {" and ".join(map(str, written))}', sep='\n\n')
 
 
 def read_models(args: argparse.Namespace) -> list[Model]:
