@@ -26,10 +26,10 @@ def compare(folder, *arguments):
     return run_script(TOOL, list(map(str, arguments)), folder)
 
 
-def trained(name, curves, seconds=1.0, metric=('segm', 'bbox'), iterations=(100, 300)):
+def trained(name, curves, seconds=(1.0, 2.0, 3.0), metric=('segm', 'bbox'), iterations=(100, 300)):
     cfg = Config(dict(val_evaluator=dict(metric=list(metric)), train_dataloader=dict(batch_size=4)))
     curves = {seed: {i: dict.fromkeys(metric, ap) for i, ap in curve.items()} for seed, curve in enumerate(curves)}
-    return Model(name, f'{name}.py', list(iterations), cfg, curves, seconds, 12_345_678)
+    return Model(name, f'{name}.py', list(iterations), cfg, curves, list(seconds), 12_345_678)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -91,17 +91,18 @@ def test_seeds_and_lengths_are_other_trainings_and_tests_on_the_way_are_not():
 
 def test_tables_give_mean_spread_and_ap_in_equal_time():
     fast = trained('fast', [{100: 0.2, 300: 0.5}, {100: 0.4, 300: 0.7}])
-    slow = trained('slow', [{100: 0.6, 300: 0.8}], seconds=6.0)
+    slow = trained('slow', [{100: 0.6, 300: 0.8}], seconds=(4.0, 12.0, 21.0))
     table = compare_models.format_aps([fast, slow], 'segm', [100, 300]).splitlines()
     assert table[2] == '| fast | 0.300 ± 0.141 | 0.600 ± 0.141 | 0.600 ± 0.141 |'
-    # 300 seconds are 50 iterations of the slow one, half the way to its first test.
+    # It takes 6 times as long as the fast one in the same round, so it gets half the way to its first test.
     assert table[3] == '| slow, seeds: 1 | 0.600 | 0.800 | 0.300 |'
-    assert compare_models.format_costs([fast, slow]).splitlines()[3] == '| slow | 6.000 | 6.00 | 12.35 |'
+    costs = compare_models.format_costs([fast, slow]).splitlines()
+    assert costs[3] == '| slow | 12.000 | 6.00 (5.00 to 6.50) | 12.35 |'
 
 
 def test_a_shorter_schedule_has_its_own_line_end():
     full = trained('full', [{100: 0.2, 300: 0.5}])
-    short = trained('short', [{50: 0.4}], seconds=6.0, iterations=(50,))
+    short = trained('short', [{50: 0.4}], seconds=(6.0, 6.0, 6.0), iterations=(50,))
     table = compare_models.format_aps([full, short], 'segm', [100, 300]).splitlines()
     assert table[3] == '| short, schedule of 50 | - | - | 0.400 |'
     assert compare_models.split_limit('a/b.py:50') == ('a/b.py', 50)
@@ -166,13 +167,13 @@ def test_comparison_goes_on_where_it_was(tiny):
     assert result.code == 1
     assert 'wrong, seed 0: FAILED' in result.stderr and 'no_such_argument' in result.stderr
     assert '1 of 2 trainings failed' in result.stderr
-    first = json.loads((tiny / 'runs/one/seed0/result.json').read_text())
+    first = json.loads((tiny / 'runs/one-2it/seed0/result.json').read_text())
     assert list(first['curve']) == ['1', '2'] and set(first['curve']['2']) == {'bbox', 'segm'}
 
-    before = (tiny / 'runs/one/seed0/result.json').stat().st_mtime_ns
+    before = (tiny / 'runs/one-2it/seed0/result.json').stat().st_mtime_ns
     result = compare(tiny, 'one.py', 'two.py', *arguments, '--out', 'docs/accuracy.md')
     assert result.code == 0, result.stderr
-    assert (tiny / 'runs/one/seed0/result.json').stat().st_mtime_ns == before
+    assert (tiny / 'runs/one-2it/seed0/result.json').stat().st_mtime_ns == before
     assert 'one, seed 0: training' not in result.stdout and 'two, seed 0: training' in result.stdout
     text = (tiny / 'docs/accuracy.md').read_text()
     assert text.startswith('# Accuracy') and text.count('## Tiny data') == 1
@@ -190,7 +191,7 @@ def test_comparison_goes_on_where_it_was(tiny):
     # Model and AP after 1 and 2 iterations, of masks and of boxes.
     rows, rows_again = (re.findall(r'^\| (?:one|two) \| 0\.\d{3} \| 0\.\d{3} ', t, re.MULTILINE) for t in (text, again))
     assert len(rows) == 4 and rows_again == rows
-    assert sorted(json.loads((tiny / 'docs/accuracy.json').read_text())) == ['one/seed0', 'two/seed0']
+    assert sorted(json.loads((tiny / 'docs/accuracy.json').read_text())) == ['one-2it/seed0', 'two-2it/seed0']
 
     # Nor has it the data yet.
     (tiny / 'data/annotations.json').rename(tiny / 'data/elsewhere.json')

@@ -64,7 +64,7 @@ class Model:
     iterations: list[int]
     cfg: Config
     curves: dict[int, Curve] = field(default_factory=dict)  # of each seed
-    step_seconds: float = float('nan')
+    step_seconds: list[float] = field(default_factory=list)  # of each round
     parameters: int = 0
     timed_trained: bool = True
 
@@ -179,10 +179,11 @@ def curve_in(result: dict, cfg: Config, iterations: list[int]) -> Curve | None:
 
 def find_curve(model: Model, seed: int, args: argparse.Namespace) -> Curve | None:
     """Look for the curve of a finished training in its folder, then among what earlier comparisons wrote."""
-    folder = run_folder(args.work_dir, model.name, args.scale, seed)
+    name = run_name(model, args.scale, seed)
     cfg = prepare(model.cfg, model.iterations, seed, args.scale)
-    stored = read_json(args.out.with_suffix('.json')).get(run_name(model.name, args.scale, seed), {})
-    curves = (curve_in(result, cfg, model.iterations) for result in (read_json(folder / 'result.json'), stored))
+    stored = read_json(args.out.with_suffix('.json')).get(name, {})
+    results = (read_json(args.work_dir / name / 'result.json'), stored)
+    curves = (curve_in(result, cfg, model.iterations) for result in results)
     return next((curve for curve in curves if curve is not None), None)
 
 
@@ -193,7 +194,7 @@ def train(model: Model, seed: int, args: argparse.Namespace) -> None:
         print(f'{model.name}, seed {seed}: not trained', file=sys.stderr, flush=True)
         return
     if curve is None:
-        folder = run_folder(args.work_dir, model.name, args.scale, seed)
+        folder = args.work_dir / run_name(model, args.scale, seed)
         cfg = prepare(model.cfg, model.iterations, seed, args.scale)
         folder.mkdir(parents=True, exist_ok=True)
         cfg.dump(folder / 'config.py')
@@ -219,14 +220,10 @@ def train(model: Model, seed: int, args: argparse.Namespace) -> None:
     print(f'{model.name}, seed {seed}: {aps}', flush=True)
 
 
-def run_name(name: str, scale: float, seed: int) -> str:
-    """Name one training."""
-    return f'{name}/seed{seed}' if scale == 1 else f'{name}-x{scale:g}/seed{seed}'
-
-
-def run_folder(work_dir: Path, name: str, scale: float, seed: int) -> Path:
-    """Return the folder of one training."""
-    return work_dir / run_name(name, scale, seed)
+def run_name(model: Model, scale: float, seed: int) -> str:
+    """Name one training, also the folder it has: one of another schedule must not take its place."""
+    enlarged = '' if scale == 1 else f'-x{scale:g}'
+    return f'{model.name}{enlarged}-{model.iterations[-1]}it/seed{seed}'
 
 
 @contextlib.contextmanager
@@ -260,23 +257,27 @@ def load_trained(model: Model, folder: Path) -> tuple[BaseModel, OptimWrapper]:
 def time_steps(models: list[Model], scale: float, work_dir: Path, rounds: int) -> None:
     """Time training steps, without the loading of data, of trained models that take turns on the same batches.
 
-    What else the machine does then stretches all alike, as it would not in trainings that ran one after the other.
+    What else the machine does then stretches all of a round alike, as it would not in trainings that ran one after the
+    other; so steps of the same round are divided by each other.
     """
     cfg = prepare(models[0].cfg, models[0].iterations, 0, scale)
     batches = cycle(Runner.build_dataloader(cfg.train_dataloader, seed=0))
-    loaded = [load_trained(model, run_folder(work_dir, model.name, scale, min(model.curves))) for model in models]
-    seconds = [[] for _ in models]
-    for _ in range(rounds + 1):
+    loaded = [load_trained(model, work_dir / run_name(model, scale, min(model.curves))) for model in models]
+    for timed in range(rounds + 1):
         batch = next(batches)
-        for (network, optim_wrapper), own_seconds in zip(loaded, seconds):
+        for model, (network, optim_wrapper) in zip(models, loaded):
             own_batch = copy.deepcopy(batch)  # models pad the masks in their samples
             start = time.perf_counter()
             network.train_step(own_batch, optim_wrapper)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            own_seconds.append(time.perf_counter() - start)
-    for model, own_seconds in zip(models, seconds):
-        model.step_seconds = statistics.median(own_seconds[1:])
+            if timed:
+                model.step_seconds.append(time.perf_counter() - start)
+
+
+def relative_seconds(model: Model, first: Model) -> list[float]:
+    """Divide the steps of each round by the first model's, and return a quarter's, the median and three quarters'."""
+    return np.quantile(np.divide(model.step_seconds, first.step_seconds), [0.25, 0.5, 0.75]).tolist()
 
 
 def curve_of(model: Model, metric: str, seed: int) -> tuple[list[int], list[float]]:
@@ -287,7 +288,7 @@ def curve_of(model: Model, metric: str, seed: int) -> tuple[list[int], list[floa
 
 def in_equal_time(model: Model, first: Model, metric: str, seed: int) -> float:
     """Return AP after as many iterations as take the time of all of the first model's; linear between tests."""
-    iterations = first.iterations[-1] * first.step_seconds / model.step_seconds
+    iterations = first.iterations[-1] / relative_seconds(model, first)[1]
     return float(np.interp(iterations, *curve_of(model, metric, seed)))
 
 
@@ -335,8 +336,10 @@ def format_costs(models: list[Model]) -> str:
         '| --- | ---: | ---: | ---: |',
     ]
     for model in models:
-        ratio = model.step_seconds / models[0].step_seconds
-        lines.append(f'| {model.name} | {model.step_seconds:.3f} | {ratio:.2f} | {model.parameters / 1e6:.2f} |')
+        low, median, high = relative_seconds(model, models[0])
+        against = '1' if model is models[0] else f'{median:.2f} ({low:.2f} to {high:.2f})'
+        seconds = statistics.median(model.step_seconds)
+        lines.append(f'| {model.name} | {seconds:.3f} | {against} | {model.parameters / 1e6:.2f} |')
     return '\n'.join(lines)
 
 
@@ -389,7 +392,7 @@ def store(models: list[Model], args: argparse.Namespace) -> None:
     for model in models:
         for seed, curve in model.curves.items():
             digest = fingerprint(prepare(model.cfg, model.iterations, seed, args.scale))
-            results[run_name(model.name, args.scale, seed)] = dict(fingerprint=digest, curve=curve)
+            results[run_name(model, args.scale, seed)] = dict(fingerprint=digest, curve=curve)
     lines = ',\n'.join(f'{json.dumps(name)}: {json.dumps(results[name])}' for name in sorted(results))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'{{\n{lines}\n}}\n')
@@ -409,8 +412,8 @@ def describe_conditions(models: list[Model], args: argparse.Namespace) -> str:
             'The last column is AP after as long as the first model trains in all, linear between the tests.'
         )
     sentences += [
-        'Seconds are those of training steps of trained models that take turns on the same batches, without data '
-        'loading.',
+        f'Seconds are medians over {args.rounds} training steps of trained models that take turns on the same batches, '
+        'without data loading; ratios are those within a round, the median and the middle half.',
         *(f'{model.name} was timed untrained.' for model in models if not model.timed_trained),
         *differences(models),
         describe_machine(get_device()),
