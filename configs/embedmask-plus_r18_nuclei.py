@@ -21,8 +21,9 @@ model = dict(
         mask_thr=0.45,
         resize_prob=True,
         score_masks=True,
-        # Boxes are between those predicted and those around the masks.
-        mask_box_nms=dict(type='nms', iou_threshold=0.6),
+        # Boxes are between those predicted and those around the masks. An object has one class, so what overlaps a
+        # better detection ranks lower, whatever its class.
+        mask_box_nms=dict(type='soft_nms', method='gaussian', sigma=0.5, class_agnostic=True),
         mask_box_weight=0.7,
     ),
 )

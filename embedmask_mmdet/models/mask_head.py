@@ -55,14 +55,14 @@ def mask_certainties(pixel_embed: Tensor, results: InstanceData, stride: int, ma
 
 
 def box_masks(results: InstanceData, nms: ConfigType, weight: float = 1.0) -> InstanceData:
-    """Move boxes to those around the masks, and remove duplicates among them.
+    """Move boxes to those around the masks, and remove duplicates among them or lower their scores.
 
     Boxes that regression got wrong hide that several detections are one object. Their masks show it.
 
     Args:
         results: ``masks``, and ``bboxes`` ``(N, 4)`` in pixels of the masks, which stay where a mask is empty;
             ``scores`` and ``labels`` ``(N,)``.
-        nms: Config of the NMS.
+        nms: Config of the NMS, whose scores are taken over: ``soft_nms`` lowers those of duplicates.
         weight: How far boxes move, from 0 to 1.
 
     Returns:
@@ -71,8 +71,10 @@ def box_masks(results: InstanceData, nms: ConfigType, weight: float = 1.0) -> In
     bboxes = mask_bboxes(results.masks).to(results.bboxes)
     is_empty = (bboxes[:, 2:] <= bboxes[:, :2]).any(dim=1, keepdim=True)
     results.bboxes = torch.where(is_empty, results.bboxes, results.bboxes.lerp(bboxes, weight))
-    _, keep = batched_nms(results.bboxes, results.scores, results.labels, nms)
-    return results[keep]
+    kept, inds = batched_nms(results.bboxes, results.scores, results.labels, nms)
+    results = results[inds]
+    results.scores = kept[:, 4]
+    return results
 
 
 CERTAINTY_POINTS = (14, 14)
@@ -110,7 +112,8 @@ class EmbedMaskMaskHead(BaseMaskHead):
             ``'rle'``; ``keep_embed``, whether results also hold the embeddings that made the masks;
             ``score_masks``, whether a detection's score is multiplied by its mask's mean probability;
             ``mask_box_nms``, config of an NMS, or None: boxes become those around the masks, of which duplicates
-            are removed once more; ``mask_box_weight``, how far they move there, from 0 to 1.
+            are removed once more, or ranked lower by ``soft_nms``; ``mask_box_weight``, how far they move there, from
+            0 to 1.
         init_cfg: Initialization.
 
     Raises:

@@ -291,6 +291,24 @@ def test_boxes_around_masks(mask_format):
     assert boxed.masks.numpy().sum((1, 2)).tolist() == [5, 600, 0]
 
 
+@pytest.mark.parametrize('mask_format', ['bitmap', 'rle'])
+def test_second_class_of_an_object_ranks_below_others(mask_format):
+    """Soft-NMS (Bodla et al., arXiv 1704.04503, equation 3) of boxes of all classes, of which the first two overlap."""
+    masks = torch.zeros(3, 40, 60, dtype=torch.bool)
+    masks[:2, 5:20, 10:50] = True
+    masks[2, 30:35, 3:30] = True
+    if mask_format == 'rle':
+        masks = RLEMasks(pycocotools.mask.encode(np.asfortranarray(masks.permute(1, 2, 0).byte().numpy())), (40, 60))
+    results = InstanceData(
+        bboxes=torch.zeros(3, 4), scores=torch.tensor([0.8, 0.7, 0.5]), labels=torch.tensor([0, 1, 2]), masks=masks
+    )
+    nms = dict(type='soft_nms', method='gaussian', sigma=0.5, class_agnostic=True)
+    ranked = box_masks(results, nms)
+    assert ranked.labels.tolist() == [0, 2, 1]
+    assert ranked.scores.tolist() == pytest.approx([0.8, 0.5, 0.7 * math.exp(-1 / 0.5)])
+    assert ranked.masks.numpy().sum((1, 2)).tolist() == [600, 135, 600]
+
+
 def test_boxes_move_towards_masks_as_far_as_told():
     bboxes, mask = torch.tensor([[0.0, 0, 20, 20], [0, 0, 8, 8]]), torch.zeros(2, 40, 60, dtype=torch.bool)
     mask[0, 10:30, 4:44] = True
