@@ -77,6 +77,17 @@ def box_masks(results: InstanceData, nms: ConfigType, weight: float = 1.0) -> In
     return results
 
 
+def check_nms(nms: ConfigType) -> None:
+    """Try an NMS on one box, as what is wrong with its config would else be told after the first epoch."""
+    try:
+        batched_nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), torch.zeros(1), nms)
+    except (AssertionError, NameError, TypeError) as error:
+        raise ValueError(
+            f"test_cfg.mask_box_nms is not a config of mmcv's nms or soft_nms, got {dict(nms)}: {error}; where one "
+            f'replaces an inherited one, it needs _delete_=True'
+        ) from error
+
+
 CERTAINTY_POINTS = (14, 14)
 TARGETS = {'binary': mask_targets, 'coverage': mask_coverage}
 SEGMENTERS = {'bitmap': ops.instance_masks, 'rle': rle_masks}
@@ -118,7 +129,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
 
     Raises:
         ValueError: If ``mask_thr`` is not between 0 and 1, ``mask_format`` or ``mask_target`` is unknown,
-            ``num_levels`` below 1, or if ``mask_box_weight`` is not from 0 to 1.
+            ``num_levels`` below 1, ``mask_box_nms`` no config of an NMS, or if ``mask_box_weight`` is not from 0 to 1.
     """
 
     def __init__(
@@ -152,6 +163,8 @@ class EmbedMaskMaskHead(BaseMaskHead):
         self.score_masks = test_cfg.get('score_masks', False)
         self.mask_box_nms = test_cfg.get('mask_box_nms')
         self.mask_box_weight = test_cfg.get('mask_box_weight', 1.0)
+        if self.mask_box_nms:
+            check_nms(self.mask_box_nms)
         if num_levels < 1:
             raise ValueError(f'num_levels must be at least 1, got {num_levels}')
         if not 0 <= self.mask_box_weight <= 1:
