@@ -78,13 +78,20 @@ def box_masks(results: InstanceData, nms: ConfigType, weight: float = 1.0) -> In
 
 
 def check_nms(nms: ConfigType) -> None:
-    """Try an NMS on one box, as what is wrong with its config would else be told after the first epoch."""
+    """Try an NMS on one box, as what is wrong with its config would else be told after the first epoch.
+
+    Args:
+        nms: Config of the NMS, as mmcv's ``batched_nms`` takes it.
+
+    Raises:
+        ValueError: If mmcv cannot call it.
+    """
     try:
         batched_nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), torch.zeros(1), nms)
     except (AssertionError, NameError, TypeError) as error:
         raise ValueError(
-            f"test_cfg.mask_box_nms is not a config of mmcv's nms or soft_nms, got {dict(nms)}: {error}; where one "
-            f'replaces an inherited one, it needs _delete_=True'
+            f"test_cfg.mask_box_nms must be a config of mmcv's nms or soft_nms, got {dict(nms)}, which ends in "
+            f'{error!r}; where it replaces an inherited one, it needs _delete_=True'
         ) from error
 
 
