@@ -15,7 +15,8 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from torch.utils.data import Dataset
 
-from embedmask_mmdet.engine.checkpoint import CheckpointError, get_history_method
+from embedmask_mmdet.engine.checkpoint import get_history_method
+from embedmask_mmdet.errors import CheckpointError
 
 needs_safe_default = pytest.mark.skipif(
     not hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint'), reason='torch before 2.6 loads as it likes'

@@ -11,8 +11,9 @@ from mmdet.registry import MODELS
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 
-from embedmask_mmdet.engine import EmbedMaskPackagesHook, InputError
+from embedmask_mmdet.engine import EmbedMaskPackagesHook
 from embedmask_mmdet.engine.checks import check_metrics, settings_of
+from embedmask_mmdet.errors import InputError
 from embedmask_mmdet.models import EmbedMaskBBoxHead
 from tests.tiny import tiny_cfg, write_tiny_coco
 

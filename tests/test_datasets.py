@@ -22,7 +22,8 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 
-from embedmask_mmdet.engine import EmbedMaskPackagesHook, InputError
+from embedmask_mmdet.engine import EmbedMaskPackagesHook
+from embedmask_mmdet.errors import InputError
 from embedmask_mmdet.structures import RLEMasks
 from tests.tiny import ROOT, draw_shapes, tiny_model_cfg
 from tools.dataset_converters import coco2014

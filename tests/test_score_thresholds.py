@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from embedmask_mmdet.engine.checks import InputError
 from embedmask_mmdet.engine.thresholds import (
     DEFAULT_THRESHOLD,
     best_threshold,
@@ -22,6 +21,7 @@ from embedmask_mmdet.engine.thresholds import (
     save_thresholds,
     thresholds_file,
 )
+from embedmask_mmdet.errors import InputError
 from tests.tiny import CLASSES, tiny_cfg, tiny_detector, write_tiny_coco
 from tools.analysis_tools import score_thresholds
 

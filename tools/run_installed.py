@@ -126,7 +126,7 @@ def run(tool: ModuleType, args: Namespace) -> None:
         join_cpu_processes(args)
     tool.parse_args = lambda: args
 
-    from embedmask_mmdet.engine import CheckpointError, InputError
+    from embedmask_mmdet.errors import CheckpointError, InputError
 
     try:
         tool.main()

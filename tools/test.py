@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,12 +90,12 @@ def leave_out_boxes(path: Path) -> None:
 
     Its API would take an instance's size from a box, where there is one, and not from the mask.
     """
+    from embedmask_mmdet.fileio import write_atomically
+
     results = json.loads(path.read_text())
     for result in results:
         result.pop('bbox', None)
-    partial = path.with_name(f'{path.name}.partial')
-    partial.write_text(json.dumps(results))
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(results))
 
 
 def main() -> None:

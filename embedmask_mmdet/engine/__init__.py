@@ -1,17 +1,16 @@
-"""What stands around training and testing: checks of input and losses, and checkpoints."""
+"""Hooks and checks around training and testing; importing it makes MMEngine's checkpoints load safely."""
 
-from embedmask_mmdet.engine.checkpoint import CheckpointError
-from embedmask_mmdet.engine.checks import EmbedMaskCheckHook, EmbedMaskPackagesHook, InputError
+from embedmask_mmdet.engine.checkpoint import load_from_local
+from embedmask_mmdet.engine.checks import EmbedMaskCheckHook, EmbedMaskPackagesHook
 from embedmask_mmdet.engine.compiling import EmbedMaskCompileHook
 from embedmask_mmdet.engine.finite import EmbedMaskFiniteLossHook
 from embedmask_mmdet.engine.resume import EmbedMaskCheckpointHook
 
 __all__ = [
-    'CheckpointError',
     'EmbedMaskCheckHook',
     'EmbedMaskCheckpointHook',
     'EmbedMaskCompileHook',
     'EmbedMaskFiniteLossHook',
     'EmbedMaskPackagesHook',
-    'InputError',
+    'load_from_local',
 ]

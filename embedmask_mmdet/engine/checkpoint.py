@@ -20,13 +20,11 @@ from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import digit_version
 
+from embedmask_mmdet.errors import CheckpointError
+
 HISTORY_METHODS = ('min', 'max', 'mean', 'current')
 SAFE_BY_DEFAULT = digit_version(torch.__version__) >= digit_version('2.6.0')
 ZIP_MAGIC = b'PK\x03\x04'
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint file that cannot be loaded; the message names the file and says what to do."""
 
 
 def get_history_method(owner: type, name: str) -> Callable:

@@ -21,9 +21,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
+from embedmask_mmdet.errors import InputError, name_some
 from embedmask_mmdet.models import EmbedMask, EmbedMaskBBoxHead, EmbedMaskMaskHead
 
-MAX_NAMED = 5
 HEADS = dict(bbox_head=EmbedMaskBBoxHead, mask_head=EmbedMaskMaskHead)
 # Settings that change what a head's weights mean, but neither their names nor their shapes.
 MEANINGS = dict(
@@ -39,16 +39,6 @@ MEANINGS = dict(
     ),
     mask_head=('stride', 'num_levels'),
 )
-
-
-class InputError(ValueError):
-    """The config, the data and the checkpoint do not go together; the message says what to change."""
-
-
-def name_some(items: list) -> str:
-    """Write the first few items of a list, and how many there are."""
-    named = ', '.join(map(str, items[:MAX_NAMED]))
-    return f'{named} ... ({len(items)} in all)' if len(items) > MAX_NAMED else named
 
 
 def innermost_datasets(dataset: object) -> Iterator[BaseDataset]:

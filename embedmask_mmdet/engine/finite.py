@@ -11,7 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from embedmask_mmdet.engine.checks import bare_model, name_some
+from embedmask_mmdet.engine.checks import bare_model
+from embedmask_mmdet.errors import name_some
 from embedmask_mmdet.models import EmbedMask
 
 

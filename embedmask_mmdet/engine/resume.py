@@ -14,6 +14,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
+from embedmask_mmdet.fileio import write_atomically
+
 ATOMIC = 'embedmask_atomic'
 
 
@@ -28,14 +30,8 @@ class AtomicBackend(LocalBackend):
             obj: Content.
             filepath: What is there before is replaced in one step.
         """
-        path = Path(filepath)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f'.{path.name}.partial')
-        with partial.open('wb') as file:
-            file.write(obj)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(filepath, obj)
 
 
 def is_whole(path: str | Path) -> bool:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
-from embedmask_mmdet.engine.checks import InputError, name_some
+from embedmask_mmdet.errors import InputError, name_some
+from embedmask_mmdet.fileio import write_atomically
 
 DEFAULT_THRESHOLD = 0.3
 
@@ -101,7 +102,7 @@ def save_thresholds(path: Path, thresholds: Mapping[str, ScoreThreshold], **abou
         OSError: The file cannot be written.
     """
     classes = {name: each._asdict() for name, each in thresholds.items()}
-    path.write_text(json.dumps({**about, 'classes': classes}, indent=1) + '\n')
+    write_atomically(path, json.dumps({**about, 'classes': classes}, indent=1) + '\n')
 
 
 def load_thresholds(path: Path, classes: Sequence[str]) -> list[float]:

@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from embedmask_mmdet.engine.checkpoint import CheckpointError
 from embedmask_mmdet.engine.resume import AtomicBackend, is_whole
+from embedmask_mmdet.errors import CheckpointError
 from tests.tiny import write_tiny_coco
 from tests.training.small import Record, largest_difference, small_cfg, train
 

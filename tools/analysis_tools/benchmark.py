@@ -40,7 +40,7 @@ from mmengine.runner import load_checkpoint, set_random_seed  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from embedmask_mmdet.engine import CheckpointError, InputError  # noqa: E402
+from embedmask_mmdet.errors import CheckpointError, InputError  # noqa: E402
 
 SECTION = 'End to end'
 STAGES = ('loading', 'backbone and neck', 'heads', 'NMS', 'mask stage', 'encoding', 'other')

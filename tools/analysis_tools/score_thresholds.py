@@ -27,13 +27,13 @@ from mmengine.runner import Runner  # noqa: E402
 from pycocotools.coco import COCO  # noqa: E402
 from pycocotools.cocoeval import COCOeval  # noqa: E402
 
-from embedmask_mmdet.engine import CheckpointError, InputError  # noqa: E402
 from embedmask_mmdet.engine.thresholds import (  # noqa: E402
     ScoreThreshold,
     class_thresholds,
     save_thresholds,
     thresholds_file,
 )
+from embedmask_mmdet.errors import CheckpointError, InputError  # noqa: E402
 
 
 def find_annotations(cfg: Config) -> str:

@@ -29,9 +29,9 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from embedmask_mmdet.engine.checkpoint import CheckpointError, explain_failure
-from embedmask_mmdet.engine.checks import name_some
+from embedmask_mmdet.engine.checkpoint import explain_failure
 from embedmask_mmdet.engine.resume import AtomicBackend
+from embedmask_mmdet.errors import CheckpointError, name_some
 from embedmask_mmdet.models.embedding import NUM_SPATIAL
 
 CONFIGS = {50: ROOT / 'configs' / 'embedmask_r50_1x_coco.py', 101: ROOT / 'configs' / 'embedmask_r101_ms-3x_coco.py'}
