@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from embedmask_mmdet import ops
 from embedmask_mmdet.models.embedding import EmbeddingConv, PositionEmbedding
-from embedmask_mmdet.ops.plain import inside_boxes
+from embedmask_mmdet.ops import inside_boxes
 from embedmask_mmdet.structures import RLEMasks, mask_bboxes
 from embedmask_mmdet.targets import gt_masks, mask_coverage, mask_targets
 

@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from embedmask_mmdet.models.mask_head import EmbedMaskMaskHead
-from embedmask_mmdet.ops.plain import image_log_probs
+from embedmask_mmdet.ops import instance_log_probs
 from embedmask_mmdet.structures import RLEMasks
 
 FLIPPED_DIMS = {'horizontal': (1,), 'vertical': (0,), 'diagonal': (0, 1)}
@@ -59,7 +59,7 @@ def corresponding(kept: InstanceData, results: InstanceData, num_views: int, iou
 def view_probs(mask_head: EmbedMaskMaskHead, view: DetDataSample, instance_ids: Tensor) -> Iterator[Tensor]:
     """Yield the probability maps ``(h, w)`` of some of a view's detections, flipped back, one at a time."""
     results = view.pred_instances[instance_ids]
-    log_probs = image_log_probs(
+    log_probs = instance_log_probs(
         results.pixel_embed,
         results.proposal_embed,
         results.proposal_margin,
