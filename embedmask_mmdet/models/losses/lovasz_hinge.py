@@ -6,9 +6,11 @@ import math
 
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures.mask import BaseInstanceMasks
 from torch import Tensor
 
-from embedmask_mmdet.models.log_prob_loss import LogProbLoss, pick_pixels, sum_by_row
+from embedmask_mmdet.models.losses.log_prob_loss import LogProbLoss, pick_pixels, sum_by_row
+from embedmask_mmdet.targets import mask_targets
 
 # The reference clamps probabilities to this and to 1 minus this. In float32 the latter is 1, hence logarithms here.
 MIN_PROB = 1e-9
@@ -139,11 +141,12 @@ class LovaszHingeLoss(LogProbLoss):
         super().__init__(loss_weight, reduction)
         self.keep_saturated_grad = keep_saturated_grad
 
+    def make_target(self, masks: BaseInstanceMasks | Tensor, grid_size: tuple[int, int], mask_stride: int) -> Tensor:
+        """Make bool targets with :func:`mask_targets`; see :class:`LogProbLoss`."""
+        return mask_targets(masks, grid_size, mask_stride)
+
     def instance_losses(self, log_prob: Tensor, target: Tensor) -> Tensor:
-        """See :class:`LogProbLoss`."""
+        """Compute the loss of each instance, see :class:`LogProbLoss`."""
         if target.dtype != torch.bool:
-            raise TypeError(
-                f'LovaszHingeLoss compares with masks that are bool, got {target.dtype}: use DiceCrossEntropyLoss, or '
-                "set mask_target='binary' in mask_head"
-            )
+            raise TypeError(f'LovaszHingeLoss needs bool targets, got {target.dtype}. Make them with its make_target.')
         return lovasz_hinge(log_prob, target, self.keep_saturated_grad)
