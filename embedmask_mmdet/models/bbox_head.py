@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from mmcv.cnn import Scale
@@ -19,36 +18,8 @@ from torch import Tensor, nn
 from embedmask_mmdet.models.embedding import EmbeddingConv
 from embedmask_mmdet.models.frames import EmbedMaskLocationFrame
 from embedmask_mmdet.models.frames.location_frame import NUM_SPATIAL
+from embedmask_mmdet.models.proposals import LocationTargets, ProposalMaps, flatten_levels, index_positives
 from embedmask_mmdet.targets import NO_INSTANCE, aligned_ious, assign_locations
-
-
-class ProposalMaps(NamedTuple):
-    """What the box head predicts at each location: five lists with a map for each level, ``L x (B, ?, h, w)``."""
-
-    cls_scores: list[Tensor]
-    bbox_preds: list[Tensor]
-    centernesses: list[Tensor]
-    proposal_embeds: list[Tensor]
-    proposal_margins: list[Tensor]
-
-
-class LocationTargets(NamedTuple):
-    """What the ``P`` locations of an image learn.
-
-    Attributes:
-        gt_inds: Int64 ``(P,)``, index of the instance, -1 for background.
-        labels: Int64 ``(P,)``, class of the instance, ``C`` for background.
-        bbox_targets: ``(P, 4)``, distances from the location to the sides of the box in input pixels.
-    """
-
-    gt_inds: Tensor
-    labels: Tensor
-    bbox_targets: Tensor
-
-
-def flatten_levels(mlvl_maps: list[Tensor]) -> Tensor:
-    """Line up the cells of all levels: ``L x (B, C, h, w) -> (B, P, C)``."""
-    return torch.cat([level.flatten(2).transpose(1, 2) for level in mlvl_maps], dim=1)
 
 
 @MODELS.register_module()
@@ -172,13 +143,8 @@ class EmbedMaskBBoxHead(FCOSHead):
         cls_score, bbox_pred, cls_feat, reg_feat = AnchorFreeHead.forward_single(self, x)
         centerness = self.conv_centerness(reg_feat if self.centerness_on_reg else cls_feat)
         distances = self._scale_distances(scale(bbox_pred).float(), stride)
-        return (
-            cls_score,
-            distances,
-            centerness,
-            self.conv_embed(reg_feat, position),
-            self._margin(reg_feat, margin_scale),
-        )
+        proposal_embed = self.conv_embed(reg_feat, position)
+        return cls_score, distances, centerness, proposal_embed, self._predict_margin(reg_feat, margin_scale)
 
     def _scale_distances(self, bbox_pred: Tensor, stride: int) -> Tensor:
         if not self.norm_on_bbox:
@@ -186,7 +152,7 @@ class EmbedMaskBBoxHead(FCOSHead):
         cells = bbox_pred.clamp(min=0)
         return cells if self.training else cells * stride
 
-    def _margin(self, reg_feat: Tensor, margin_scale: Scale) -> Tensor:
+    def _predict_margin(self, reg_feat: Tensor, margin_scale: Scale) -> Tensor:
         log_margin = self.conv_margin(reg_feat / self.margin_reduce_factor).float()
         spatial, other = log_margin.split([NUM_SPATIAL, self.embed_dim - NUM_SPATIAL], dim=1)
         return torch.cat([margin_scale(spatial), other], dim=1).exp()
@@ -251,33 +217,21 @@ class EmbedMaskBBoxHead(FCOSHead):
             batch_gt_instances: ``bboxes`` of each image in input pixels.
 
         Returns:
-            ``N`` locations of the batch by image and instance: ``img_inds`` and ``gt_inds``, int64 ``(N,)``, the image
-            and the instance within it; ``points`` ``(N, 2)``, ``bboxes`` (predicted, detached) and ``gt_bboxes``
-            ``(N, 4)``, all in input pixels; ``ious`` ``(N,)``; ``proposal_embed`` and ``proposal_margin`` ``(N, D)``,
-            with gradients.
+            ``N`` locations of the batch, by image and instance: what :func:`index_positives` returns, and ``points``
+            ``(N, 2)`` and predicted ``bboxes`` ``(N, 4)`` in input pixels, without gradients; ``ious`` ``(N,)`` of both
+            boxes; ``proposal_embed`` and ``proposal_margin`` ``(N, D)``, with gradients.
         """
-        num_gts = [len(gt_instances) for gt_instances in batch_gt_instances]
-        gt_bboxes = torch.cat([gt_instances.bboxes for gt_instances in batch_gt_instances])
-        first_gts = torch.tensor([0, *num_gts[:-1]], device=gt_bboxes.device).cumsum(0)
+        positives = index_positives(targets, batch_gt_instances)
         bboxes = self._decode(proposals.bbox_preds).detach()
-
-        matched_gts = torch.stack([image.gt_inds for image in targets])
-        imgs, locations = (matched_gts != NO_INSTANCE).nonzero(as_tuple=True)
-        gt_inds = matched_gts[imgs, locations] + first_gts[imgs]
-        ious = aligned_ious(bboxes[imgs, locations], gt_bboxes[gt_inds])
-        picked = self.sampling.pick_for_masks(gt_inds, ious, len(gt_bboxes))
-
-        imgs, locations, gt_inds = imgs[picked], locations[picked], gt_inds[picked]
-        return InstanceData(
-            img_inds=imgs,
-            gt_inds=gt_inds - first_gts[imgs],
-            points=torch.cat(self._mlvl_points(proposals.bbox_preds))[locations],
-            bboxes=bboxes[imgs, locations],
-            gt_bboxes=gt_bboxes[gt_inds],
-            ious=ious[picked],
-            proposal_embed=flatten_levels(proposals.proposal_embeds)[imgs, locations],
-            proposal_margin=flatten_levels(proposals.proposal_margins)[imgs, locations],
-        )
+        positives.bboxes = bboxes[positives.img_inds, positives.locations]
+        positives.ious = aligned_ious(positives.bboxes, positives.gt_bboxes)
+        num_gts = sum(len(gt_instances) for gt_instances in batch_gt_instances)
+        positives = positives[self.sampling.pick_for_masks(positives.batch_gt_inds, positives.ious, num_gts)]
+        imgs, locations = positives.img_inds, positives.locations
+        positives.points = torch.cat(self._mlvl_points(proposals.bbox_preds))[locations]
+        positives.proposal_embed = flatten_levels(proposals.proposal_embeds)[imgs, locations]
+        positives.proposal_margin = flatten_levels(proposals.proposal_margins)[imgs, locations]
+        return positives
 
     def _decode(self, bbox_preds: list[Tensor]) -> Tensor:
         """Turn the distances of training mode into boxes in input pixels: ``L x (B, 4, h, w) -> (B, P, 4)``."""
@@ -309,8 +263,8 @@ class EmbedMaskBBoxHead(FCOSHead):
             with_nms: Whether duplicates are removed.
 
         Returns:
-            For each image, best first: ``bboxes`` ``(N, 4)``, ``scores`` and ``labels`` ``(N,)``; ``points`` ``(N, 2)``,
-            the locations in input pixels; ``proposal_embed`` and ``proposal_margin`` ``(N, D)``.
+            For each image, best first: ``bboxes`` ``(N, 4)``, ``scores`` and ``labels`` ``(N,)``; the locations
+            ``points`` ``(N, 2)`` in input pixels; ``proposal_embed`` and ``proposal_margin`` ``(N, D)``.
         """
         cfg = cfg or self.test_cfg
         mlvl_points = self._mlvl_points(proposals.cls_scores)

@@ -12,7 +12,7 @@ from mmdet.structures import DetDataSample, OptSampleList, SampleList
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from torch import Tensor
 
-from embedmask_mmdet.models.bbox_head import ProposalMaps
+from embedmask_mmdet.models.proposals import ProposalMaps
 from embedmask_mmdet.models.weights import check_on_load, write_meaning
 
 

@@ -143,8 +143,8 @@ class EmbedMaskMaskHead(BaseMaskHead):
 
         Args:
             pixel_embeds: From :meth:`forward`.
-            positives: ``img_inds`` and ``gt_inds`` ``(N,)``; ``proposal_embed`` and ``proposal_margin`` ``(N, D)``, placed
-                in the frame.
+            positives: ``img_inds`` and ``gt_inds`` ``(N,)``; ``proposal_embed`` and ``proposal_margin`` ``(N, D)``,
+                placed in the frame.
             batch_gt_instances: ``masks`` and ``bboxes`` of each image, in input pixels.
 
         Returns:
@@ -192,9 +192,9 @@ class EmbedMaskMaskHead(BaseMaskHead):
             rescale: Whether boxes and masks are in original pixels instead of input pixels.
 
         Returns:
-            The detections, best first, with ``masks``, bool ``(N, H, W)`` or :class:`RLEMasks`. Only with ``keep_embed``
-            they keep ``points``, ``proposal_embed``, ``proposal_margin`` and ``crop_bboxes`` ``(N, 4)``, the boxes in
-            input pixels that cut the masks.
+            The detections, best first, with ``masks``, bool ``(N, H, W)`` or :class:`RLEMasks`. With ``keep_embed``
+            they also keep ``points``, ``proposal_embed``, ``proposal_margin`` and ``crop_bboxes`` ``(N, 4)``, the boxes
+            in input pixels that cut the masks.
         """
         images = zip(pixel_embeds.detach(), batch_img_metas, results_list)
         return [self._predict_single(*image, rescale) for image in images]

@@ -107,8 +107,8 @@ def check_meaning(model: EmbedMask, meaning: Mapping[str, Any], source: str) -> 
         there = meaning.get(name, here)
         if there != here:
             raise InputError(
-                f'{source} was trained with model.{name}={there}, this config has {here}, which makes something else of '
-                'the same weights. Use the checkpoint and the config that belong together.'
+                f'{source} was trained with model.{name}={there}, this config has {here}, so its weights mean '
+                'something else. Use the checkpoint and the config that belong together.'
             )
 
 

@@ -47,9 +47,9 @@ def cross_entropy(log_prob: Tensor, target: Tensor) -> Tensor:
 class DiceCrossEntropyLoss(LogProbLoss):
     """Dice loss plus cross-entropy of log-probabilities, finite with finite gradients for every input.
 
-    Both are smallest where probabilities equal the targets, the part of each cell that the mask covers. Cross-entropy is
-    summed over pixels and divided by the area of the mask. Memory and time grow with the pixels that are foreground or
-    might be taken for it.
+    Both are smallest where probabilities equal the targets: the part of each cell that the mask covers. Cross-entropy
+    is summed over pixels and divided by the area of the mask. Memory and time grow with the pixels that are foreground
+    or might be taken for it.
 
     EmbedMask plus uses it instead of the paper's :class:`LovaszHingeLoss`, whose gradient grows with the sharpness of
     the margins and, in the first iterations, is much larger than that of the detector.

@@ -24,7 +24,7 @@ def check_nms(nms: ConfigType) -> None:
         batched_nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), torch.zeros(1), nms)
     except (AssertionError, NameError, TypeError) as error:
         raise ValueError(
-            f"nms of EmbedMaskNMS must be a config of mmcv's nms or soft_nms, got {dict(nms)}, which fails with {error!r}"
+            f"nms of EmbedMaskNMS must be a config of mmcv's nms or soft_nms. {dict(nms)} fails with {error!r}"
         ) from error
 
 
