@@ -9,20 +9,14 @@ test dataset, as by tools/test.py.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
 import sys
 from pathlib import Path
 
-import torch
 from mmengine.config import DictAction
-from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
 
-from embedmask_mmdet.analysis.end_to_end.contestants import build_contestants
+from embedmask_mmdet.analysis.end_to_end import run_benchmark
 from embedmask_mmdet.analysis.end_to_end.options import RIVALS, Options, parse_rivals
-from embedmask_mmdet.analysis.end_to_end.report import describe_tables, measure_tables
-from embedmask_mmdet.analysis.machine import describe_load, describe_machine
 from embedmask_mmdet.analysis.markdown import write_section
 from embedmask_mmdet.cli.launch import check_checkpoint, check_config, fail, fail_missing
 from embedmask_mmdet.errors import CheckpointError, InputError
@@ -77,26 +71,16 @@ def make_options(args: argparse.Namespace) -> Options:
 def main() -> None:
     """Measure, print the tables and write them."""
     args = parse_args()
+    command = shlex.join(['python', 'tools/analysis_tools/benchmark.py', *sys.argv[1:]])
     try:
-        options = make_options(args)
-        torch.set_num_threads(options.threads)
-        init_default_scope('mmdet')
-        MMLogger.get_instance('benchmark', log_level='WARNING')  # otherwise it lists how each weight is initialized
-        with contextlib.redirect_stdout(sys.stderr):  # standard output contains only the final text
-            contestants = build_contestants(options)
-            tables = list(measure_tables(contestants, options))
+        text = run_benchmark(make_options(args), command)
     except (CheckpointError, InputError) as error:
         fail(str(error))
     except FileNotFoundError as error:
         fail_missing(error)
-    command = f'python tools/analysis_tools/benchmark.py {shlex.join(sys.argv[1:])}'
-    lines = [describe_tables(command, options, len(contestants[0].turns)), '']
-    lines.append(describe_machine(options.device) + describe_load())
-    for table in tables:
-        lines += ['', *table]
-    print('\n'.join(lines))
+    print(text)
     if args.out:
-        write_section(args.out, SECTION, '\n'.join(lines))
+        write_section(args.out, SECTION, text)
 
 
 if __name__ == '__main__':

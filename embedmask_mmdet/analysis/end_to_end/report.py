@@ -91,9 +91,9 @@ def describe_tables(command: str, options: Options, turns: int) -> str:
     """
     fixed = (
         'The number of detections is fixed, so that all models do the same work whatever their weights are; weights '
-        f'without a checkpoint are random, from a fixed seed. {CANDIDATES} times as many class scores pass the '
-        f'threshold, and boxes keep their centers but get random sizes around {MEDIAN_SIDE} pixels (SOLOv2 has no '
-        'boxes). '
+        'without a checkpoint are random, from a fixed seed. The threshold is set so that '
+        f'{CANDIDATES} class scores per detection pass it, and boxes keep their centers but get random sizes around '
+        f'{MEDIAN_SIDE} input pixels (SOLOv2 has no boxes). '
     )
     return (
         f'`{command}`: medians of {turns} turns after {options.warmup} turns of warm-up, {options.batch_size} '
