@@ -42,7 +42,7 @@ from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 from torch import nn  # noqa: E402
 
-from embedmask_mmdet.engine.thresholds import DEFAULT_THRESHOLD, load_thresholds, thresholds_file  # noqa: E402
+from embedmask_mmdet.analysis.thresholds import DEFAULT_THRESHOLD, load_thresholds, thresholds_file  # noqa: E402
 from embedmask_mmdet.errors import CheckpointError, InputError, name_some  # noqa: E402
 
 VIDEO_EXTENSIONS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')

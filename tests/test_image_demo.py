@@ -18,7 +18,7 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 from demo import image_demo
-from embedmask_mmdet.engine.thresholds import ScoreThreshold, save_thresholds
+from embedmask_mmdet.analysis.thresholds import ScoreThreshold, save_thresholds
 from tests.tiny import CLASSES, COCO_CONFIG, tiny_cfg, tiny_detector
 
 ROOT = Path(__file__).resolve().parents[1]
