@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from mmengine.config import Config
 from mmengine.structures import InstanceData
@@ -66,14 +68,17 @@ class FixedDetections:
             if 'filter_thr' in test_cfg:  # SOLO's threshold after NMS
                 test_cfg.update(filter_thr=0.0)
 
-    def _predict_by_feat(self, *args, batch_img_metas: list[dict], **kwargs) -> list[InstanceData]:
+    def _predict_by_feat(self, *args, **kwargs) -> list[InstanceData]:
         with self.clock.run_stage(UNTIMED):
-            threshold = self._find_threshold(len(batch_img_metas))
+            # Detectors differ in which arguments they name.
+            arguments = inspect.signature(self.predict_by_feat).bind(*args, **kwargs).arguments
+            img_metas = arguments['batch_img_metas']
+            threshold = self._find_threshold(len(img_metas))
             for test_cfg in self.test_cfgs:
                 test_cfg.update(score_thr=threshold)
-        results_list = self.predict_by_feat(*args, batch_img_metas=batch_img_metas, **kwargs)
+        results_list = self.predict_by_feat(*args, **kwargs)
         with self.clock.run_stage(UNTIMED):
-            for results, img_meta in zip(results_list, batch_img_metas):
+            for results, img_meta in zip(results_list, img_metas):
                 results.bboxes = resize_boxes(results.bboxes, img_meta['img_shape'][:2])
         return results_list
 
