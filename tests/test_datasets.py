@@ -22,12 +22,12 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 
+from embedmask_mmdet.cli.launch import load_installed
 from embedmask_mmdet.engine import EmbedMaskPackagesHook
 from embedmask_mmdet.errors import InputError
 from embedmask_mmdet.structures import RLEMasks
 from tests.tiny import ROOT, draw_shapes, tiny_model_cfg
 from tools.dataset_converters import coco2014
-from tools.run_installed import load_installed
 
 CONFIGS = ROOT / 'configs'
 SIZE = (96, 128)
