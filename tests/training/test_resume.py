@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from embedmask_mmdet.engine.resume import AtomicBackend, is_whole
+from embedmask_mmdet.engine.resume import AtomicBackend, is_complete
 from embedmask_mmdet.errors import CheckpointError
 from tests.tiny import write_tiny_coco
 from tests.training.small import Record, largest_difference, small_cfg, train
@@ -23,7 +23,7 @@ def saved(work_dir):
     return sorted(path.name for path in work_dir.glob('*.pth'))
 
 
-def test_file_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_file_is_complete_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / 'new' / 'a.pth'
     backend = AtomicBackend()
     backend.put(b'old', path)
@@ -81,7 +81,7 @@ def test_resume_starts_from_the_last_whole_checkpoint(tmp_path, data_root, two_e
     record = Record()
     train(small_cfg(data_root, tmp_path, epochs=3), resume=True, hooks=(record,))
     assert record.epochs[0] == first_epoch
-    assert is_whole(tmp_path / 'epoch_3.pth')
+    assert is_complete(tmp_path / 'epoch_3.pth')
 
 
 def test_checkpoint_that_cannot_be_resumed_is_named(tmp_path, data_root, two_epochs):
@@ -146,7 +146,7 @@ def test_killed_ten_times(tmp_path, data_root):
         time.sleep(0 if kill % 2 else rng.uniform(0, 2))
         process.kill()
         process.join()
-        assert all(is_whole(path) for path in work_dir.glob('*.pth'))
+        assert all(is_complete(path) for path in work_dir.glob('*.pth'))
         assert kill == 0 or len(saved(work_dir)) >= 1 or not (work_dir / 'last_checkpoint').exists()
     record = Record()
     resumed = train(cfg, resume=True, hooks=(record,)).model.state_dict()
