@@ -7,7 +7,7 @@ import pycocotools.mask
 import torch
 from hypothesis import strategies as st
 
-from embedmask_mmdet.ops import plain
+from embedmask_mmdet.ops import instance_log_probs
 
 THRESHOLD_TOLERANCE = 1e-4  # in log-probability: pixels this near to the threshold may fall either way
 
@@ -58,7 +58,7 @@ def assert_masks_are_plain(masks, arguments):
     assert masks.shape == (len(arguments['bboxes']), h, w)
     assert masks.dtype == torch.bool
     log_thr = math.log(arguments['mask_thr'])
-    for mask, log_prob in zip(masks, plain.image_log_probs(**double(arguments)), strict=True):
+    for mask, log_prob in zip(masks, instance_log_probs(**double(arguments)), strict=True):
         clear = ((log_prob - log_thr).abs() > THRESHOLD_TOLERANCE) | ~log_prob.isfinite()
         assert torch.equal(mask[clear], (log_prob > log_thr)[clear])
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from embedmask_mmdet.ops import embedding_log_prob, instance_masks, instance_rles, kernels, plain
+from embedmask_mmdet.ops import embedding_log_prob, instance_masks, instance_rles, kernels
+from embedmask_mmdet.ops.mask_stage import MaskStage
 
 from .cases import assert_masks_are_plain, encode, mask_stages
 from .test_kernels import case, embeddings
@@ -57,7 +58,7 @@ def call_bodies(function, arguments):
         *map(ctypes.c_int64, numbers),
         *map(pointer, shapes),
         ctypes.c_bool(resize_prob),
-        *map(ctypes.c_float, (threshold, plain.outside_value(mask_thr, resize_prob))),
+        *map(ctypes.c_float, (threshold, MaskStage(**arguments).outside_value)),
         pointer(masks),
         pointer(strings),
     )

@@ -5,7 +5,7 @@ import math
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from embedmask_mmdet.ops import plain
+from embedmask_mmdet.ops import instance_log_probs, plain
 
 
 def draw(channels=3, instances=2, h=3, w=4, dtype=torch.float64):
@@ -37,9 +37,9 @@ def test_resized_probabilities_are_means_and_0_is_outside():
     pixel_embed = torch.tensor([[[0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]])
     tensors = (pixel_embed, torch.zeros(1, 1), torch.full((1, 1), -math.log(0.2)), torch.tensor([[0.0, 0.0, 1.0, 0.5]]))
     sizes = dict(stride=1, img_shape=(1, 8), ori_shape=(1, 16), mask_thr=0.5, upscale=1)
-    (log_prob,) = plain.image_log_probs(*tensors, **sizes, resize_prob=True)
+    (log_prob,) = instance_log_probs(*tensors, **sizes, resize_prob=True)
     # Cells are 1, 0.2, 1 and 0 from where the box, grown by 2 cells, ends.
     expected = torch.tensor([1, 0.8, 0.4, 0.4, 0.8, 0.75, 0.25, 0, 0])
     torch.testing.assert_close(log_prob[0, :9].exp(), expected)
-    (log_prob,) = plain.image_log_probs(*tensors, **sizes)
+    (log_prob,) = instance_log_probs(*tensors, **sizes)
     torch.testing.assert_close(log_prob[0, :4].exp(), 0.2 ** torch.tensor([0, 0.25, 0.75, 0.75]))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from embedmask_mmdet.ops import embedding_log_prob, instance_masks, instance_rles
-from embedmask_mmdet.ops.plain import box_cells
+from embedmask_mmdet.ops.mask_stage import box_cells
 
 ARRAYS = dict(np.load(Path(__file__).parents[1] / 'data' / 'masks.npz'))
 EMBEDDINGS = [torch.from_numpy(ARRAYS[name]) for name in ('pixel_embed', 'proposal_embed', 'proposal_margin')]

@@ -41,6 +41,7 @@ from measuring import (  # noqa: E402
 
 from embedmask_mmdet import ops  # noqa: E402
 from embedmask_mmdet.ops import plain  # noqa: E402
+from embedmask_mmdet.ops.mask_stage import MaskStage, box_cells  # noqa: E402
 
 STRIDE, UPSCALE, CHANNELS = 8, 2, 16
 SECTION = 'The mask stage of inference'
@@ -84,19 +85,18 @@ def draw_arguments(instances: int, ori_shape: tuple[int, int], device: str) -> d
         bboxes=bboxes,
     )
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    return dict(**tensors, stride=STRIDE, img_shape=img_shape, ori_shape=ori_shape, mask_thr=0.53, upscale=UPSCALE)
+    return dict(**tensors, stride=STRIDE, img_shape=img_shape, ori_shape=ori_shape, upscale=UPSCALE)
 
 
 def masks_at_once(arguments: dict) -> Tensor:
     """Compute the masks as one writes it straight down: all instances, pixels and channels at once."""
-    (h, w), bboxes = arguments['pixel_embed'].shape[1:], arguments['bboxes']
-    resized = F.interpolate(arguments['pixel_embed'][None], (h * UPSCALE, w * UPSCALE), mode='bilinear')[0]
-    log_prob = plain.embedding_log_prob(resized, arguments['proposal_embed'], arguments['proposal_margin'])
-    log_prob.masked_fill_(~plain.inside_boxes(bboxes, log_prob.shape[1:], STRIDE / UPSCALE), plain.OUTSIDE)
-    ori_h, ori_w = arguments['ori_shape']
-    size = plain.resized_shape((h, w), STRIDE, arguments['img_shape'], arguments['ori_shape'])
-    log_prob = F.interpolate(log_prob[None], size, mode='bilinear')[0, :, :ori_h, :ori_w]
-    return log_prob > math.log(arguments['mask_thr'])
+    stage = MaskStage(**arguments)
+    resized = F.interpolate(stage.pixel_embed[None], stage.cell_shape, mode='bilinear')[0]
+    log_prob = plain.embedding_log_prob(resized, stage.proposal_embed, stage.proposal_margin)
+    log_prob.masked_fill_(~ops.inside_boxes(stage.bboxes, stage.cell_shape, stage.cell), stage.outside_value)
+    ori_h, ori_w = stage.ori_shape
+    log_prob = F.interpolate(log_prob[None], stage.resized_shape, mode='bilinear')[0, :, :ori_h, :ori_w]
+    return log_prob > stage.log_thr
 
 
 def encode(masks: Tensor) -> list[dict]:
@@ -191,8 +191,8 @@ def make_methods(arguments: dict, memory_limit: float) -> dict[str, Method]:
     makers = {
         'kernels, RLE': lambda: partial(ops.instance_rles, **arguments),
         'kernels, bitmaps': lambda: partial(ops.instance_masks, **arguments),
-        'plain, RLE': lambda: partial(plain.instance_rles, **arguments),
-        'plain, bitmaps': lambda: partial(plain.instance_masks, **arguments),
+        'plain, RLE': lambda: partial(plain.instance_rles, MaskStage(**arguments)),
+        'plain, bitmaps': lambda: partial(plain.instance_masks, MaskStage(**arguments)),
         'at once, RLE': lambda: lambda: encode(masks_at_once(arguments)),
         'at once, bitmaps': lambda: partial(masks_at_once, arguments),
         'Mask R-CNN, RLE': partial(mask_rcnn, arguments),
@@ -252,7 +252,7 @@ def measure(methods: dict[str, Method], device: str, rounds: int) -> dict[str, t
 def measure_floor(arguments: dict, rounds: int) -> str:
     """Compare with what this machine needs for the multiplications inside the boxes, and to write the bitmaps."""
     device, grid = arguments['bboxes'].device.type, arguments['pixel_embed'].shape[1:]
-    cells = plain.box_cells(arguments['bboxes'], [UPSCALE * size for size in grid], STRIDE / UPSCALE)
+    cells = box_cells(arguments['bboxes'], [UPSCALE * size for size in grid], STRIDE / UPSCALE)
     cells = int(((cells[:, 2] - cells[:, 0]) * (cells[:, 3] - cells[:, 1])).sum())
     # A channel of a cell: half a resize along x (shared by the rows above and below), one along y, square, margin.
     products = cells * CHANNELS * 3.5
