@@ -14,7 +14,6 @@ from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 
 from embedmask_mmdet.engine import EmbedMaskPackagesHook
-from embedmask_mmdet.engine.check_hook import settings_of
 from embedmask_mmdet.engine.data_checks import check_dataset, check_metrics
 from embedmask_mmdet.errors import InputError
 from embedmask_mmdet.models import EmbedMaskBBoxHead
@@ -314,22 +313,74 @@ def test_package_that_is_too_old_for_numpy(tmp_path, monkeypatch):
 # Checkpoints
 
 
-def test_checkpoint_that_is_foreign_at_test(cfg, tmp_path):
-    path = tmp_path / 'mask_rcnn.pth'
-    torch.save(dict(state_dict={'roi_head.bbox_head.fc_cls.weight': torch.zeros(2, 2)}), path)
-    cfg.load_from = str(path)
-    with pytest.raises(InputError, match=r'mask_rcnn\.pth is no checkpoint of this config.*roi_head'):
-        Runner.from_cfg(cfg).test()
+@pytest.fixture
+def saved(cfg, tmp_path):
+    """Make the config load a checkpoint with the model's weights after a function has changed them."""
+
+    def save(edit=lambda state_dict: None):
+        state_dict = Runner.from_cfg(cfg).model.state_dict()
+        edit(state_dict)
+        cfg.load_from = str(tmp_path / 'saved.pth')
+        torch.save(dict(state_dict=state_dict), cfg.load_from)
+        return state_dict
+
+    return save
 
 
-def test_checkpoint_of_another_design_is_refused_at_test_but_may_start_a_training(cfg, tmp_path):
-    train(cfg)
-    cfg.load_from = str(tmp_path / 'work' / 'epoch_1.pth')
-    cfg.model.bbox_head.box_margins = True
-    with pytest.raises(InputError, match=r'epoch_1\.pth was trained with model\.bbox_head\.box_margins=False.* True,'):
+def keep_only(prefix):
+    def edit(state_dict):
+        for name in [name for name in state_dict if not name.startswith(prefix)]:
+            del state_dict[name]
+
+    return edit
+
+
+def rename_all(state_dict):
+    for name in list(state_dict):
+        state_dict[f'roi_head.{name}'] = state_dict.pop(name)
+
+
+def add_module_prefix(state_dict):
+    for name in list(state_dict):
+        state_dict[f'module.{name}'] = state_dict.pop(name)
+
+
+@pytest.mark.parametrize('run', ['train', 'test'])
+def test_checkpoint_of_another_model_is_refused(cfg, saved, run):
+    saved(rename_all)
+    message = r'saved\.pth is not a checkpoint of this model: none of its weights .* it has roi_head\.backbone'
+    with pytest.raises(InputError, match=message):
+        getattr(Runner.from_cfg(cfg), run)()
+
+
+@pytest.mark.parametrize(
+    ('prefix', 'missing'),
+    [(('backbone', 'neck'), r'bbox_head\.'), (('bbox_head', 'mask_head', 'frame', 'neck'), r'\(backbone\.')],
+    ids=['heads', 'backbone'],
+)
+def test_part_of_the_weights_is_enough_to_train_but_not_to_test(cfg, saved, prefix, missing):
+    saved(keep_only(prefix))
+    with pytest.raises(InputError, match=rf'saved\.pth is not a checkpoint of this .* it lacks \d+ .*{missing}'):
         Runner.from_cfg(cfg).test()
     train(cfg)
+
+
+def test_weights_of_another_frame_are_refused_at_test_but_may_start_a_training(cfg, tmp_path, saved):
+    saved()
+    cfg.model.frame = dict(type='EmbedMaskBoxFrame')
+    message = r'saved\.pth was trained with model\.frame\.type=EmbedMaskLocationFrame, this config has EmbedMaskBoxFr'
+    with pytest.raises(InputError, match=message):
+        Runner.from_cfg(cfg).test()
+    train(cfg)
+    cfg.load_from = str(tmp_path / 'work/epoch_1.pth')
     Runner.from_cfg(cfg).test()
+
+
+def test_weights_of_distributed_training_are_loaded(cfg, saved):
+    weights = saved(add_module_prefix)
+    runner = Runner.from_cfg(cfg)
+    runner.load_or_resume()
+    assert all(torch.equal(weight, weights[f'module.{name}']) for name, weight in runner.model.state_dict().items())
 
 
 def test_checkpoint_of_a_head_of_ones_own_may_be_tested(cfg, tmp_path):
@@ -342,24 +393,6 @@ def test_checkpoint_of_a_head_of_ones_own_may_be_tested(cfg, tmp_path):
         train(cfg)
         cfg.load_from = str(tmp_path / 'work' / 'epoch_1.pth')
         Runner.from_cfg(cfg).test()
-
-
-def test_config_in_a_checkpoint_is_read_but_not_run(tmp_path):
-    text = f"model = dict(mask_head=dict(stride=4, other=open({str(tmp_path / 'made')!r}, 'w')))"
-    assert settings_of('mask_head', text) == {'stride': 4}
-    assert not (tmp_path / 'made').exists()
-    assert settings_of('mask_head', 'no config') == {}
-
-
-def test_training_may_start_from_part_of_the_weights_but_not_from_none(cfg, tmp_path):
-    path = tmp_path / 'start.pth'
-    weights = Runner.from_cfg(cfg).model.backbone.state_dict(prefix='backbone.')
-    torch.save(dict(state_dict=weights), path)
-    cfg.load_from = str(path)
-    train(cfg)
-    torch.save(dict(state_dict={'roi_head.weight': torch.zeros(1)}), path)
-    with pytest.raises(InputError, match='start.pth is no checkpoint of this config'):
-        train(cfg)
 
 
 @pytest.mark.parametrize('mask_format', ['bitmap', 'rle'])

@@ -220,11 +220,42 @@ def test_checkpoint_without_some_of_the_weights_is_not_resumed(tmp_path, data_ro
         train(cfg, resume=True)
 
 
+OLD_SCALE = 'bbox_head.position.scale'  # name of the frame's scale in version 0.1
+AFTER_OLD_SCALE = 'bbox_head.cls_convs.0.conv.weight'
+
+
+def convert_to_version_1(checkpoint, parameter_names):
+    """Move the frame's scale into the box head, among the weights and among the optimizer's parameters."""
+    scale = checkpoint['state_dict'].pop('frame.scale')
+    weights = list(checkpoint['state_dict'].items())
+    weights.insert([name for name, _ in weights].index(AFTER_OLD_SCALE), (OLD_SCALE, scale))
+    checkpoint['state_dict'] = dict(weights)
+    groups = checkpoint['optimizer']['param_groups']
+    parameters = groups if len(groups) > 1 else groups[0]['params']
+    assert len(parameters) == len(parameter_names)
+    parameters.insert(parameter_names.index(AFTER_OLD_SCALE), parameters.pop())
+
+
+@pytest.mark.parametrize('is_one_group', [False, True], ids=['a group for each parameter', 'one group'])
+def test_training_of_version_1_is_resumed(tmp_path, data_root, is_one_group):
+    cfg = small_cfg(data_root, tmp_path / 'new', epochs=2)
+    if is_one_group:
+        cfg.optim_wrapper.paramwise_cfg = None
+    model = train(cfg).model
+    parameters = [name for name, weight in model.named_parameters() if weight.requires_grad or is_one_group]
+    checkpoint = torch.load(tmp_path / 'new/epoch_1.pth', weights_only=True)
+    convert_to_version_1(checkpoint, parameters)
+    torch.save(checkpoint, tmp_path / 'old.pth')
+    cfg.work_dir, cfg.load_from = str(tmp_path / 'old'), str(tmp_path / 'old.pth')
+    resumed = train(cfg, resume=True).model
+    assert largest_difference(model.state_dict(), resumed.state_dict()) < 1e-6
+
+
 def test_checkpoint_of_another_model_is_not_resumed(tmp_path, data_root):
     torch.save({'state_dict': {'backbone.weight': torch.ones(1)}}, tmp_path / 'other.pth')
     cfg = small_cfg(data_root, tmp_path / 'work', epochs=3)
     cfg.load_from = str(tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match=r'other\.pth is no checkpoint of this config'):
+    with pytest.raises(ValueError, match=r'other\.pth is not a checkpoint of this model'):
         train(cfg, resume=True)
 
 
