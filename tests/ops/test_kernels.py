@@ -35,6 +35,13 @@ needs_kernels = pytest.mark.skipif(ops.kernels is None, reason='the extension wa
 property_test = settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 
 
+@needs_kernels
+def test_kernels_are_used_on_devices_that_they_were_built_for():
+    assert 'cpu' in ops.kernels.DEVICES
+    if torch.version.cuda is None:
+        assert 'cuda' not in ops.kernels.DEVICES
+
+
 @property_test
 @given(draw_mask_stages())
 def test_masks_are_those_of_plain_pytorch(arguments):
@@ -276,6 +283,14 @@ def test_autocast_makes_no_difference():
     assert torch.equal(log_prob, embedding_log_prob(*tensors))
 
 
+@pytest.mark.parametrize('implementation', [embedding_log_prob, plain.embedding_log_prob])
+def test_second_derivatives_raise(implementation):
+    tensors = [tensor.requires_grad_() for tensor in make_embeddings()]
+    gradients = torch.autograd.grad(implementation(*tensors).square().sum(), tensors, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        gradients[0].sum().backward()
+
+
 def test_gradcheck():
     tensors = [
         tensor.requires_grad_() for tensor in make_embeddings(instances=2, grid=(3, 5), channels=3, dtype=torch.double)
@@ -332,6 +347,13 @@ def test_export_keeps_the_operator():
     program = torch.export.export(Masks(), (arguments['pixel_embed'],))
     assert 'embedmask.instance_masks' in program.graph_module.code
     assert torch.equal(program.module()(arguments['pixel_embed']), instance_masks(**arguments))
+
+
+@pytest.mark.parametrize('device, build', [('cpu', ': pip install'), ('cuda', ': FORCE_CUDA=1 pip install')])
+def test_warning_names_the_device_and_its_build(device, build):
+    ops._warn_of_plain.cache_clear()
+    with pytest.warns(UserWarning, match=f"'{device}'.*{build} --no-build-isolation"):
+        ops._warn_of_plain(device)
 
 
 FALLBACK = """

@@ -1,5 +1,6 @@
 """The grids of the mask stage: cells of boxes, the size of the resized grid, and defaults."""
 
+import dataclasses
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from embedmask_mmdet.ops import (
     instance_log_probs,
     instance_masks,
     instance_rles,
+    plain,
 )
 from embedmask_mmdet.ops.mask_stage import MaskStage, box_cells
 
@@ -48,6 +50,8 @@ def test_box_cells_are_truncated_grown_by_two_and_clipped(bbox, cells):
 def test_box_cells_use_the_precision_of_float64():
     bboxes = torch.tensor([[0, 0, 32 - 1e-9, 32]], dtype=torch.float64)
     assert box_cells(bboxes, (20, 30), 4.0, 0).tolist() == [[0, 0, 7, 8]]
+    # The float32 next to 11.2 lies below 7 cells of 1.6 pixels, but their quotient in float32 is 7.
+    assert box_cells(torch.tensor([[0, 0, 11.2, 8]]), (20, 30), 1.6, 0).tolist() == [[0, 0, 6, 5]]
 
 
 @pytest.mark.parametrize('padding, rows, cols', [(0, (2, 3), (1, 4)), (1, (1, 4), (0, 5)), (3, (0, 5), (0, 6))])
@@ -103,6 +107,39 @@ def test_masks_stay_in_their_boxes_at_low_thresholds(mask_thr, resize_prob):
     expected = torch.zeros(1, 20, 20, dtype=torch.bool)
     expected[:, 3:8, 3:8] = True
     assert torch.equal(masks, expected)
+
+
+def test_masks_use_the_same_cells_as_their_boxes():
+    # With 5 cells of 1.6 pixels per 8 pixels, the float32 next to 11.2 lies below 7 cells; the padding adds 2.
+    arguments = {**make_full_masks((4, 4), [[0, 0, 11.2, 11.2]], (20, 20)), 'upscale': 5}
+    masks = instance_masks(**arguments, resize_prob=True, mask_thr=1e-6)
+    expected = torch.zeros(1, 20, 20, dtype=torch.bool)
+    expected[:, :8, :8] = True
+    assert torch.equal(masks, expected)
+
+
+def test_pixels_at_the_threshold_are_off():
+    arguments = make_full_masks((4, 4), [[0, 0, 32, 32]], (32, 32))
+    arguments['pixel_embed'][0], arguments['proposal_margin'][:] = 1, -math.log(0.5)
+    for implementation in (instance_masks, lambda **kwargs: plain.instance_masks(MaskStage(**kwargs))):
+        assert not implementation(**arguments, mask_thr=0.5).any()
+        assert implementation(**arguments, mask_thr=0.4999).all()
+
+
+def test_results_are_on_the_device_of_the_arguments():
+    arguments = make_full_masks((5, 6), [[0, 0, 8, 8]], (20, 24))
+    arguments = {
+        key: value.to('meta') if isinstance(value, torch.Tensor) else value for key, value in arguments.items()
+    }
+    assert plain.instance_masks(MaskStage(**arguments)).device.type == 'meta'
+    assert inside_boxes(arguments['bboxes'], (5, 6), 8).device.type == 'meta'
+
+
+def test_stages_are_immutable_and_compared_by_identity():
+    stage = make_stage()
+    assert stage == stage and stage != make_stage()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        stage.mask_thr = 0.4
 
 
 def test_defaults_are_the_references():

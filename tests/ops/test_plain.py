@@ -54,6 +54,14 @@ def test_no_grid_is_kept_for_the_backward_pass():
     assert sum(kept) == 16 * 20 * 20 + 2 * 50 * 16
 
 
+def test_log_probs_of_the_image_accept_a_margin_of_another_dtype():
+    arguments = make_arguments(instances=2)
+    (expected, _) = instance_log_probs(**arguments)
+    arguments['proposal_margin'] = arguments['proposal_margin'].double()
+    (log_prob, _) = instance_log_probs(**arguments)
+    assert torch.equal(log_prob, expected)
+
+
 def test_masks_are_thresholded_log_probs():
     arguments = make_arguments(instances=8)
     log_probs = torch.stack(list(instance_log_probs(**arguments)))
