@@ -18,8 +18,24 @@ from torch import Tensor, nn
 from embedmask_mmdet.models.embedding import EmbeddingConv
 from embedmask_mmdet.models.frames import EmbedMaskLocationFrame
 from embedmask_mmdet.models.frames.location_frame import NUM_SPATIAL
-from embedmask_mmdet.models.proposals import LocationTargets, ProposalMaps, flatten_levels, index_positives
-from embedmask_mmdet.targets import NO_INSTANCE, aligned_ious, assign_locations
+from embedmask_mmdet.models.proposals import (
+    LocationTargets,
+    ProposalMaps,
+    flatten_levels,
+    index_positives,
+    make_targets,
+    rank_candidates,
+)
+from embedmask_mmdet.targets import aligned_ious, assign_locations
+
+# What the authors set in FCOS.
+AUTHORS_FCOS = dict(
+    center_sampling=True,
+    norm_on_bbox=True,
+    centerness_on_reg=True,
+    conv_bias=True,
+    loss_bbox=dict(type='GIoULoss', loss_weight=1.0),
+)
 
 
 @MODELS.register_module()
@@ -39,13 +55,8 @@ class EmbedMaskBBoxHead(FCOSHead):
         margin_reduce_factor: Divides the features before the convolution that predicts margins.
         sampling: Config of the rule that says which locations learn from an instance.
         strides: Input pixels per cell, by level.
-        center_sampling: As in ``FCOSHead``, like the following arguments.
-        norm_on_bbox: Whether distances are predicted in units of the stride.
-        centerness_on_reg: Whether centerness is predicted by the box tower.
-        conv_bias: Whether the convolutions of the towers have biases.
-        loss_bbox: Config of the regression loss.
         init_cfg: Initialization; by default that of the authors' code.
-        kwargs: Other arguments of ``FCOSHead``, such as ``dcn_on_last_conv``.
+        kwargs: Other arguments of ``FCOSHead``, such as ``dcn_on_last_conv``; defaults are ``AUTHORS_FCOS``.
 
     Raises:
         ValueError: If ``embed_dim``, ``initial_margin`` or ``initial_distance`` is out of range.
@@ -61,11 +72,6 @@ class EmbedMaskBBoxHead(FCOSHead):
         margin_reduce_factor: float = 32.0,
         sampling: ConfigType = dict(type='EmbedMaskInMaskSampling'),  # noqa: B006
         strides: tuple[int, ...] = (8, 16, 32, 64, 128),
-        center_sampling: bool = True,
-        norm_on_bbox: bool = True,
-        centerness_on_reg: bool = True,
-        conv_bias: bool | str = True,
-        loss_bbox: ConfigType = dict(type='GIoULoss', loss_weight=1.0),  # noqa: B006
         init_cfg: OptMultiConfig = None,
         **kwargs,
     ) -> None:
@@ -79,13 +85,8 @@ class EmbedMaskBBoxHead(FCOSHead):
             num_classes,
             in_channels,
             strides=strides,
-            center_sampling=center_sampling,
-            norm_on_bbox=norm_on_bbox,
-            centerness_on_reg=centerness_on_reg,
-            conv_bias=conv_bias,
-            loss_bbox=loss_bbox,
             init_cfg=init_cfg or self._default_init_cfg(initial_margin, initial_distance),
-            **kwargs,
+            **{**AUTHORS_FCOS, **kwargs},
         )
         self.sampling = TASK_UTILS.build(sampling)
 
@@ -128,18 +129,7 @@ class EmbedMaskBBoxHead(FCOSHead):
     def forward_single(
         self, x: Tensor, scale: Scale, margin_scale: Scale, stride: int, position: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Predict one level.
-
-        Args:
-            x: ``(B, in_channels, h, w)``.
-            scale: Learnable factor on distances.
-            margin_scale: Learnable factor on the logarithms of spatial margins.
-            stride: Input pixels per cell.
-            position: ``(2, h, w)`` from ``frame.embed_cells``.
-
-        Returns:
-            A map of each kind, see :meth:`forward`.
-        """
+        """Predict a map of each kind, see :meth:`forward`, for one level ``(B, in_channels, h, w)``."""
         cls_score, bbox_pred, cls_feat, reg_feat = AnchorFreeHead.forward_single(self, x)
         centerness = self.conv_centerness(reg_feat if self.centerness_on_reg else cls_feat)
         distances = self._scale_distances(scale(bbox_pred).float(), stride)
@@ -181,14 +171,8 @@ class EmbedMaskBBoxHead(FCOSHead):
         self, gt_instances: InstanceData, points: Tensor, radii: Tensor, regress_ranges: Tensor
     ) -> LocationTargets:
         allowed = self.sampling.find_allowed(points, gt_instances)
-        matched_gt = assign_locations(points, radii, regress_ranges, gt_instances.bboxes, allowed)
-        positive = matched_gt != NO_INSTANCE
-        gt_inds = matched_gt[positive]
-        labels = matched_gt.new_full(matched_gt.shape, self.num_classes)
-        labels[positive] = gt_instances.labels[gt_inds]
-        bbox_targets = points.new_zeros((len(points), 4))
-        bbox_targets[positive] = self.bbox_coder.encode(points[positive], gt_instances.bboxes[gt_inds])
-        return LocationTargets(matched_gt, labels, bbox_targets)
+        gt_inds = assign_locations(points, radii, regress_ranges, gt_instances.bboxes, allowed)
+        return make_targets(gt_inds, points, gt_instances, self.num_classes)
 
     def loss_by_feat(self, proposals: ProposalMaps, targets: list[LocationTargets]) -> dict[str, Tensor]:
         """Compute FCOS's three losses.
@@ -279,14 +263,11 @@ class EmbedMaskBBoxHead(FCOSHead):
         return results_list
 
     def _candidates_single(self, maps: list[Tensor], points: Tensor, img_meta: dict, cfg: ConfigDict) -> InstanceData:
-        """Pick the candidates of one level in one image: thresholded by class, ranked by class and centerness."""
+        """Pick the candidates of one level in one image."""
         cls_score, bbox_pred, centerness, embed, margin = (level_map.flatten(1) for level_map in maps)
-        # Few of many scores pass, so it is cheaper to convert the threshold to a logit than the logits to scores.
-        labels, cells = (cls_score > cls_score.new_tensor(cfg.get('score_thr', 0)).logit()).nonzero(as_tuple=True)
-        scores = cls_score[labels, cells].sigmoid() * centerness[0, cells].sigmoid()
-        nms_pre = cfg.get('nms_pre', -1)
-        scores, order = scores.topk(min(nms_pre, len(scores)) if nms_pre > 0 else len(scores))
-        labels, cells = labels[order], cells[order]
+        scores, labels, cells = rank_candidates(
+            cls_score, centerness[0], cfg.get('score_thr', 0), cfg.get('nms_pre', -1)
+        )
         return InstanceData(
             bboxes=self.bbox_coder.decode(points[cells], bbox_pred[:, cells].t(), max_shape=img_meta['img_shape']),
             scores=scores,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from mmdet.structures.bbox import bbox2distance
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -38,6 +39,47 @@ class LocationTargets(NamedTuple):
 def flatten_levels(mlvl_maps: list[Tensor]) -> Tensor:
     """Line up the cells of all levels: ``L x (B, C, h, w) -> (B, P, C)``."""
     return torch.cat([level.flatten(2).transpose(1, 2) for level in mlvl_maps], dim=1)
+
+
+def make_targets(gt_inds: Tensor, points: Tensor, gt_instances: InstanceData, num_classes: int) -> LocationTargets:
+    """Make what the locations of an image learn from the instances that they are assigned to.
+
+    Args:
+        gt_inds: Int64 ``(P,)`` from :func:`assign_locations`.
+        points: ``(P, 2)`` in input pixels.
+        gt_instances: ``bboxes`` in input pixels and ``labels`` of the image.
+        num_classes: ``C``.
+
+    Returns:
+        Targets of each location.
+    """
+    positive = gt_inds != NO_INSTANCE
+    labels = gt_inds.new_full(gt_inds.shape, num_classes)
+    labels[positive] = gt_instances.labels[gt_inds[positive]]
+    bbox_targets = points.new_zeros((len(points), 4))
+    bbox_targets[positive] = bbox2distance(points[positive], gt_instances.bboxes[gt_inds[positive]])
+    return LocationTargets(gt_inds, labels, bbox_targets)
+
+
+def rank_candidates(
+    cls_score: Tensor, centerness: Tensor, score_thr: float, nms_pre: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pick the cells of a map that may be detections: by class alone, ranked by class and centerness.
+
+    Args:
+        cls_score: Class logits ``(C, P)``.
+        centerness: Logits ``(P,)``.
+        score_thr: Class probability above which a cell counts.
+        nms_pre: Cells to keep at most, the best ones; -1 for all.
+
+    Returns:
+        Of each candidate, best first: score, label and cell, ``(K,)`` each.
+    """
+    # Few of many scores pass, so it is cheaper to convert the threshold to a logit than the logits to scores.
+    labels, cells = (cls_score > cls_score.new_tensor(score_thr).logit()).nonzero(as_tuple=True)
+    scores = cls_score[labels, cells].sigmoid() * centerness[cells].sigmoid()
+    scores, order = scores.topk(min(nms_pre, len(scores)) if nms_pre > 0 else len(scores))
+    return scores, labels[order], cells[order]
 
 
 def index_positives(targets: list[LocationTargets], batch_gt_instances: list[InstanceData]) -> InstanceData:

@@ -12,25 +12,25 @@ from torch import Tensor
 from embedmask_mmdet.models.losses.log_prob_loss import LogProbLoss, pick_pixels, sum_by_row
 from embedmask_mmdet.targets import mask_coverage
 
-# Up to here a pixel's cross-entropy counts in full.
+# Cross-entropy of a pixel above which it is damped.
 FULL_ERROR = 10.0
-# Background that is more wrong than that has no gradient, as it would have no bound.
+# Background pixels above get no gradient, which would be unbounded.
 MAX_LOG_PROB = -math.exp(-FULL_ERROR)
-# Background below is left out: a million such pixels cost as much as one that is wrong.
+# Background pixels below are left out: a million of them cost as much as one wrong pixel.
 SURELY_BACKGROUND = math.log(1e-6)
 MIN_PIXELS = 4
 
 
 def damp(errors: Tensor) -> Tensor:
-    """Let what is beyond ``FULL_ERROR`` grow as the logarithm, whose gradient is never 0 and never large."""
+    """Let errors above ``FULL_ERROR`` grow as their logarithm, whose gradient is never 0 and never large."""
     return torch.where(errors > FULL_ERROR, FULL_ERROR * (1 + (errors / FULL_ERROR).clamp(min=1).log()), errors)
 
 
 def cross_entropy(log_prob: Tensor, target: Tensor) -> Tensor:
     """Compute each pixel's cross-entropy, at least 0.
 
-    A foreground pixel's is the weighted distance between the embeddings itself, so its gradient does not vanish with
-    the probability.
+    That of a foreground pixel is the weighted distance between the embeddings, so its gradient does not vanish with the
+    probability.
 
     Args:
         log_prob: ``(K,)``, at most 0.
