@@ -89,7 +89,7 @@ RULES = {
         says='backbone', options='--images 2 --warmup 0 --threads 1', slow='--against'
     ),
     'tools/analysis_tools/benchmark_masks.py': Rule(
-        says='ours', options='--cases 0 --rounds 1 --threads 1 --out masks.md', slow=''
+        says='against our kernels', options='--cases 0 --rounds 1 --threads 1 --out masks.md', slow=''
     ),
     'tools/analysis_tools/benchmark_loss.py': Rule(
         says='lean', options='--img-shape 64 96 --batch-size 1 --instances 2 --crowd 0 --repeats 1', slow=''

@@ -119,7 +119,9 @@ def restore_optimizer_order(model: EmbedMask, checkpoint: dict[str, Any]) -> Non
     names = [name for name in checkpoint['state_dict'] if OLD_NAMES.get(name, name) in parameters]
     if old_name not in names or 'param_groups' not in checkpoint.get('optimizer', {}):
         return
-    index = names.index(old_name)
-    groups = checkpoint['optimizer']['param_groups']
-    ordered = groups if len(groups) == len(names) else groups[0]['params']
-    ordered.append(ordered.pop(index))
+    ordered = checkpoint['optimizer']['param_groups']
+    if len(ordered) == 1:
+        ordered = ordered[0]['params']
+    else:  # With paramwise_cfg, MMEngine makes one group for each parameter that is not frozen.
+        names = [name for name in names if parameters[OLD_NAMES.get(name, name)].requires_grad]
+    ordered.append(ordered.pop(names.index(old_name)))
