@@ -29,9 +29,9 @@ model = dict(
         stacked_convs=2,
         strides=[4, 8, 16],
         regress_ranges=((-1, 64), (64, 128), (128, 1e8)),
-        # About the size of the objects: embeddings then begin by telling neighbours apart.
-        coord_scale=16,
     ),
+    # About the size of the objects, so that embeddings tell neighbors apart from the start.
+    frame=dict(coord_scale=16),
     mask_head=dict(in_channels=64, feat_channels=64, stacked_convs=2, stride=4),
 )
 

@@ -5,11 +5,17 @@ custom_imports = dict(imports=['embedmask_mmdet'], allow_failed_imports=False)
 model = dict(
     type='EmbedMask',
     data_preprocessor=dict(
-        # The mean that the reference's checkpoints and the ImageNet weights below were trained with.
+        # The mean that the authors' checkpoints and the ImageNet weights below were trained with.
         mean=[102.9801, 115.9465, 122.7717]
     ),
     backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://detectron/resnet50_caffe')),
-    bbox_head=dict(type='EmbedMaskBBoxHead', embed_dim=16, prior_margin=2.0, fix_margin=False, sample_in_mask=True),
+    frame=dict(type='EmbedMaskLocationFrame', coord_scale=100, prior_margin=2.0),
+    bbox_head=dict(
+        type='EmbedMaskBBoxHead',
+        embed_dim=16,
+        margin_reduce_factor=32,
+        sampling=dict(type='EmbedMaskInMaskSampling', num_mask_locations=1),
+    ),
     mask_head=dict(
         type='EmbedMaskMaskHead',
         in_channels=256,
@@ -22,10 +28,12 @@ model = dict(
         loss_mask=dict(type='LovaszHingeLoss', loss_weight=0.5),
     ),
     test_cfg=dict(
-        # The reference counts box sizes with + 1, in NMS too.
+        # The authors' code counts box sizes with + 1, in NMS too.
         nms=dict(type='nms', iou_threshold=0.6, offset=1),
         mask_thr=0.53,
+        resize_prob=False,
         mask_format='bitmap',
+        refine=[],
     ),
 )
 
@@ -52,7 +60,7 @@ auto_scale_lr = dict(enable=False, base_batch_size=16)
 val_evaluator = dict(metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-# The reference's rule for biases covers those of normalization layers as well, which `bias_lr_mult` does not.
+# The authors' rule for biases includes those of normalization layers, which `bias_lr_mult` does not.
 optim_wrapper = dict(paramwise_cfg=dict(_delete_=True, custom_keys={'.bias': dict(lr_mult=2.0, decay_mult=0.0)}))
 
 param_scheduler = [
@@ -60,7 +68,7 @@ param_scheduler = [
     dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
 ]
 
-# Training may be interrupted at any moment, and never goes on with numbers that are none.
+# Training may be interrupted at any moment, and stops if a loss or a weight becomes NaN or infinite.
 default_hooks = dict(checkpoint=dict(type='EmbedMaskCheckpointHook'))
 custom_hooks = [
     dict(type='EmbedMaskCheckHook'),

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from embedmask_mmdet.analysis import plain_loss
 from embedmask_mmdet.analysis.machine import read_memory, reset_peak_memory
-from embedmask_mmdet.models import EmbedMaskMaskHead
-from embedmask_mmdet.models.embedding import PositionEmbedding
-from embedmask_mmdet.models.lovasz_hinge_loss import has_error
+from embedmask_mmdet.models import EmbedMaskLocationFrame, EmbedMaskMaskHead
+from embedmask_mmdet.models.losses.lovasz_hinge import has_error
 
 EMBED_DIM, STRIDE, MASK_SCALE = 16, 8, 2
 HEADER = (
@@ -89,7 +88,7 @@ def draw_masks(num_instances: int, img_shape: tuple[int, int], rng: np.random.Ge
 
 def embed_positions(grid: tuple[int, int]) -> Tensor:
     """Compute the initial spatial embedding of each cell, ``(2, h, w)``."""
-    return PositionEmbedding()(grid, STRIDE).detach()
+    return EmbedMaskLocationFrame().embed_cells(grid, STRIDE).detach()
 
 
 def draw_fresh_embeddings(cells: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -123,11 +122,12 @@ def draw_batch(case: Case) -> Batch:
     """Draw a batch, the same for each call with the same case."""
     numpy_rng, rng = np.random.default_rng(0), torch.Generator().manual_seed(0)
     pixel_embeds, batch_positives, gts = [], [], []
-    for _ in range(case.num_imgs):
+    for img in range(case.num_imgs):
         masks = draw_masks(case.num_instances, case.img_shape, numpy_rng)
         cells = torch.from_numpy(masks[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]).float()
         pixel_embed, proposal_embed = DRAW_EMBEDDINGS[case.weights](cells, rng)
         positives = InstanceData(
+            img_inds=torch.full((len(masks),), img),
             gt_inds=torch.arange(len(masks)),
             proposal_embed=proposal_embed,
             proposal_margin=torch.full((len(masks), EMBED_DIM), 0.1733),
@@ -144,7 +144,11 @@ def draw_batch(case: Case) -> Batch:
 def build_lean_loss() -> Callable[[Batch], Tensor]:
     """Return the loss of the mask head."""
     head = EmbedMaskMaskHead(in_channels=32, feat_channels=32, stride=STRIDE, mask_scale=MASK_SCALE)
-    return lambda batch: head.loss_by_feat(batch.pixel_embeds, batch.gts, [], batch.positives)['loss_mask']
+
+    def compute_loss(batch: Batch) -> Tensor:
+        return head.loss_by_feat(batch.pixel_embeds, InstanceData.cat(batch.positives), batch.gts)['loss_mask']
+
+    return compute_loss
 
 
 def build_plain_loss() -> Callable[[Batch], Tensor]:

@@ -1,17 +1,27 @@
-"""Modules that hold weights, registered in MMDetection."""
+"""The model: detector, heads, and the parts that they are composed of, all registered in MMDetection."""
 
 from embedmask_mmdet.models.bbox_head import EmbedMaskBBoxHead
 from embedmask_mmdet.models.detector import EmbedMask
-from embedmask_mmdet.models.dice_cross_entropy_loss import DiceCrossEntropyLoss
-from embedmask_mmdet.models.lovasz_hinge_loss import LovaszHingeLoss
+from embedmask_mmdet.models.frames import EmbedMaskBoxFrame, EmbedMaskLocationFrame
+from embedmask_mmdet.models.losses import DiceCrossEntropyLoss, LogProbLoss, LovaszHingeLoss
 from embedmask_mmdet.models.mask_head import EmbedMaskMaskHead
+from embedmask_mmdet.models.refine import EmbedMaskBoxesFromMasks, EmbedMaskCertainty, EmbedMaskNMS
+from embedmask_mmdet.models.sampling import EmbedMaskBoxSampling, EmbedMaskInMaskSampling
 from embedmask_mmdet.models.tta import EmbedMaskTTAModel
 
 __all__ = [
     'DiceCrossEntropyLoss',
     'EmbedMask',
     'EmbedMaskBBoxHead',
+    'EmbedMaskBoxFrame',
+    'EmbedMaskBoxSampling',
+    'EmbedMaskBoxesFromMasks',
+    'EmbedMaskCertainty',
+    'EmbedMaskInMaskSampling',
+    'EmbedMaskLocationFrame',
     'EmbedMaskMaskHead',
+    'EmbedMaskNMS',
     'EmbedMaskTTAModel',
+    'LogProbLoss',
     'LovaszHingeLoss',
 ]

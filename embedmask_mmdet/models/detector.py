@@ -1,31 +1,40 @@
-"""The detector: a backbone, a neck, and two heads that agree on embeddings."""
+"""The detector: the flow of EmbedMask, in the order of the paper's figure 2."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
+from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
-from mmdet.structures import OptSampleList, SampleList
+from mmdet.structures import DetDataSample, OptSampleList, SampleList
+from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from torch import Tensor
 
+from embedmask_mmdet.models.proposals import ProposalMaps
+from embedmask_mmdet.models.weights import check_on_load, write_meaning
 
-def group_by_pad_shape(batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[tuple[int, int], list[int]]:
-    """Find the images of a batch that alone would be padded to the same size.
+
+def split_by_pad_shape(batch_inputs: Tensor, batch_data_samples: SampleList) -> Iterator[tuple[Tensor, SampleList]]:
+    """Split a batch so that no image is padded for another's sake.
+
+    Group normalization computes its statistics over the padding too, so results would depend on the other images.
 
     Args:
         batch_inputs: ``(B, 3, H, W)``.
-        batch_data_samples: With ``pad_shape`` ``(h, w)``, as MMDetection's data preprocessor writes it; without, an
-            image is taken to be ``(H, W)``.
+        batch_data_samples: With ``pad_shape`` ``(h, w)`` from MMDetection's data preprocessor; without it, an image is
+            taken to be ``(H, W)``.
 
-    Returns:
-        The images' indices by ``(h, w)``, in their order.
+    Yields:
+        Images of equal size, cut to it, and their samples.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for index, sample in enumerate(batch_data_samples):
         pad_shape = sample.metainfo.get('pad_shape', batch_inputs.shape[-2:])
         groups.setdefault(tuple(pad_shape[:2]), []).append(index)
-    return groups
+    for (height, width), indices in groups.items():
+        yield batch_inputs[indices, :, :height, :width], [batch_data_samples[index] for index in indices]
 
 
 @MODELS.register_module()
@@ -33,36 +42,57 @@ class EmbedMask(SingleStageInstanceSegmentor):
     """`EmbedMask <https://arxiv.org/abs/1912.01954>`_: a pixel belongs to a proposal if their embeddings are close.
 
     Args:
-        args: What ``SingleStageInstanceSegmentor`` takes, with ``bbox_head`` of type ``EmbedMaskBBoxHead`` and
-            ``mask_head`` of type ``EmbedMaskMaskHead``.
-        kwargs: Likewise.
+        backbone: Config of the backbone.
+        neck: Config of the neck.
+        bbox_head: Config of the box head, which embeds proposals.
+        mask_head: Config of the mask head, which embeds pixels.
+        frame: Config of the frame in which both express spatial embeddings.
+        train_cfg: Not used.
+        test_cfg: Of both heads.
+        data_preprocessor: Config of the data preprocessor.
+        init_cfg: Initialization.
 
     Raises:
-        ValueError: If the heads differ in ``embed_dim``, if their strides do not fit, or when a checkpoint with another
-            ``embed_dim`` is loaded.
+        ValueError: If the heads do not fit together.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        backbone: ConfigType,
+        neck: ConfigType,
+        bbox_head: ConfigType,
+        mask_head: ConfigType,
+        frame: ConfigType = dict(type='EmbedMaskLocationFrame'),  # noqa: B006
+        train_cfg: OptConfigType = None,
+        test_cfg: OptConfigType = None,
+        data_preprocessor: OptConfigType = None,
+        init_cfg: OptMultiConfig = None,
+    ) -> None:
+        frame = MODELS.build(frame)
+        bbox_head = dict(bbox_head, initial_margin=frame.initial_margin)
+        super().__init__(backbone, neck, bbox_head, mask_head, train_cfg, test_cfg, data_preprocessor, init_cfg)
+        self.frame = frame
+        self._check_heads()
+        self._register_state_dict_hook(write_meaning)
+        self._register_load_state_dict_pre_hook(check_on_load, with_module=True)
+
+    def _check_heads(self) -> None:
         if self.bbox_head.embed_dim != self.mask_head.embed_dim:
             raise ValueError(
                 f'proposals and pixels need the same embed_dim, got {self.bbox_head.embed_dim} in bbox_head and '
                 f'{self.mask_head.embed_dim} in mask_head'
             )
-        self.num_levels = len(self.bbox_head.strides) + self._count_finer_levels()
-        self.mask_head.share_position(self.bbox_head.position)
-        self._never_loaded: list[str] = []
-        self._register_load_state_dict_pre_hook(self._check_state_dict)
-
-    def _count_finer_levels(self) -> int:
-        """Count the levels of the neck that are the mask head's alone."""
         ratio = self.bbox_head.strides[0] / self.mask_head.stride
         if ratio < 1 or not math.log2(ratio).is_integer():
             raise ValueError(
-                f'mask_head.stride must be that of the finest level, or of one that is 2, 4, ... times finer, got '
+                'mask_head.stride must be that of the finest level of bbox_head, or 2, 4, ... times finer; got '
                 f'{self.mask_head.stride} and bbox_head.strides {self.bbox_head.strides}'
             )
-        return int(math.log2(ratio))
+
+    @property
+    def num_mask_levels(self) -> int:
+        """Levels of the neck that are finer than those of the box head, for the mask head alone."""
+        return int(math.log2(self.bbox_head.strides[0] / self.mask_head.stride))
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of all levels.
@@ -74,28 +104,16 @@ class EmbedMask(SingleStageInstanceSegmentor):
             ``(B, C, h, w)`` of each level, the finest first.
 
         Raises:
-            ValueError: If the neck has not as many levels as the heads have strides.
+            ValueError: If the number of levels is not what the heads need.
         """
-        x = super().extract_feat(batch_inputs)
-        if len(x) != self.num_levels:
+        feats = super().extract_feat(batch_inputs)
+        num_levels = self.num_mask_levels + len(self.bbox_head.strides)
+        if len(feats) != num_levels:
             raise ValueError(
-                f'the neck gives {len(x)} levels, the heads need {self.num_levels}, with strides from '
+                f'the neck gives {len(feats)} levels, the heads need {num_levels}, with strides from '
                 f'{self.mask_head.stride} to {self.bbox_head.strides[-1]}: set num_outs and start_level of model.neck'
             )
-        return x
-
-    def _check_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
-        """Refuse weights of other embeddings, which MMEngine would leave out with no more than a warning."""
-        for name in ('bbox_head.conv_embed.weight', 'mask_head.conv_embed.weight'):
-            weight = state_dict.get(prefix + name)
-            if weight is not None and len(weight) != self.bbox_head.embed_dim:
-                raise ValueError(
-                    f'the checkpoint has embed_dim={len(weight)} ({prefix}{name}), the config '
-                    f'{self.bbox_head.embed_dim}: set model.bbox_head.embed_dim and model.mask_head.embed_dim to '
-                    f'{len(weight)}, or use another checkpoint'
-                )
-        heads = {f'{prefix}{name}' for name, _ in self.named_parameters() if '_head.' in name}
-        self._never_loaded = sorted(heads - state_dict.keys())
+        return feats
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Compute all losses.
@@ -107,8 +125,13 @@ class EmbedMask(SingleStageInstanceSegmentor):
         Returns:
             ``loss_cls``, ``loss_bbox``, ``loss_centerness`` and ``loss_mask``.
         """
-        self._never_loaded = []
-        return super().loss(batch_inputs, batch_data_samples)
+        gt_instances, _, _ = unpack_gt_instances(batch_data_samples)
+        proposals, pixel_embeds = self._embed(batch_inputs)
+        targets = self.bbox_head.assign(proposals, gt_instances)
+        losses = self.bbox_head.loss_by_feat(proposals, targets)
+        positives = self.bbox_head.pick_positives(proposals, targets, gt_instances)
+        positives = self.frame.place_positives(positives, self.bbox_head.strides[0])
+        return losses | self.mask_head.loss_by_feat(pixel_embeds, positives, gt_instances)
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
         """Detect and segment.
@@ -116,30 +139,34 @@ class EmbedMask(SingleStageInstanceSegmentor):
         Args:
             batch_inputs: ``(B, 3, H, W)``, normalized.
             batch_data_samples: With ``img_shape``, ``ori_shape`` and ``scale_factor``.
-            rescale: Whether results are in original pixels, else in input pixels.
+            rescale: Whether results are in original pixels instead of input pixels.
 
         Returns:
-            The samples with ``pred_instances``: ``bboxes``, ``scores``, ``labels`` and ``masks``.
-
-        Raises:
-            RuntimeError: If the checkpoint that was loaded last is not one of EmbedMask.
+            The samples with ``pred_instances``: ``bboxes``, ``scores``, ``labels`` and ``masks``. With
+            ``test_cfg.keep_embed`` also the embeddings, and ``pixel_embed`` in the sample itself.
         """
-        if self._never_loaded:
-            raise RuntimeError(
-                f'the checkpoint that was loaded is not one of this model: it lacks {len(self._never_loaded)} weights '
-                f'of the heads, such as {self._never_loaded[0]}; load one that was trained with this config'
-            )
-        return self._predict_independently(batch_inputs, batch_data_samples, rescale)
-
-    def _predict_independently(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool) -> SampleList:
-        """Predict as if each image were alone.
-
-        Group normalization's statistics cover the padding, so an image must not be padded for another's sake.
-        """
-        for (height, width), indices in group_by_pad_shape(batch_inputs, batch_data_samples).items():
-            images = batch_inputs[indices, :, :height, :width]
-            super().predict(images, [batch_data_samples[index] for index in indices], rescale=rescale)
+        for images, samples in split_by_pad_shape(batch_inputs, batch_data_samples):
+            img_metas = [sample.metainfo for sample in samples]
+            proposals, pixel_embeds = self._embed(images)
+            results = self.bbox_head.predict_by_feat(proposals, batch_img_metas=img_metas)
+            results = [self.frame.place(detections, self.bbox_head.strides[0]) for detections in results]
+            results = self.mask_head.predict_by_feat(pixel_embeds, img_metas, results, rescale)
+            self.add_pred_to_datasample(samples, results)
+            if self.mask_head.keep_embed:
+                self._keep_pixel_embeds(samples, pixel_embeds)
         return batch_data_samples
+
+    def _embed(self, batch_inputs: Tensor) -> tuple[ProposalMaps, Tensor]:
+        """Run the network: features, then the towers of proposals and of pixels."""
+        feats = self.extract_feat(batch_inputs)
+        proposals = self.bbox_head(feats[self.num_mask_levels :], self.frame)
+        return proposals, self.mask_head(feats, self.frame)
+
+    @staticmethod
+    def _keep_pixel_embeds(samples: list[DetDataSample], pixel_embeds: Tensor) -> None:
+        # Copied, so that one image does not hold the memory of its batch.
+        for sample, pixel_embed in zip(samples, pixel_embeds.detach()):
+            sample.pixel_embed = pixel_embed.clone()
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None) -> tuple:
         """Run the network alone.
@@ -149,7 +176,7 @@ class EmbedMask(SingleStageInstanceSegmentor):
             batch_data_samples: Not used.
 
         Returns:
-            What ``bbox_head`` and ``mask_head`` return, one after the other.
+            The five lists of :class:`ProposalMaps`, and the pixel embedding ``(B, D, h, w)``.
         """
-        x = self.extract_feat(batch_inputs)
-        return self.bbox_head(x) + self.mask_head(x)
+        proposals, pixel_embeds = self._embed(batch_inputs)
+        return (*proposals, pixel_embeds)

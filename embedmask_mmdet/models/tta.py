@@ -1,4 +1,4 @@
-"""Test-time augmentation with masks, which MMDetection's own refuses.
+"""Test-time augmentation with masks, which MMDetection's own model refuses.
 
 Shape legend: ``V`` views of an image, ``M`` detections of all views, ``K`` detections that are left of them, ``h, w``
 original pixels.
@@ -15,12 +15,14 @@ from mmcv.ops import batched_nms
 from mmdet.models.test_time_augs import DetTTAModel
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import bbox_flip, bbox_overlaps, scale_boxes
+from mmdet.structures.bbox import bbox_flip, bbox_overlaps
+from mmdet.utils import ConfigType
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
-from torch import Tensor
+from torch import Tensor, nn
 
+from embedmask_mmdet import ops
 from embedmask_mmdet.models.mask_head import EmbedMaskMaskHead
-from embedmask_mmdet.ops.plain import image_log_probs
 from embedmask_mmdet.structures import RLEMasks
 
 FLIPPED_DIMS = {'horizontal': (1,), 'vertical': (0,), 'diagonal': (0, 1)}
@@ -28,42 +30,65 @@ NO_DETECTION = -1
 
 
 def flip_boxes_back(view: DetDataSample) -> Tensor:
-    """Bring one view's boxes, ``(N, 4)`` in original pixels, back to the image that was not flipped."""
+    """Bring the boxes of a view, ``(N, 4)`` in original pixels, back to the image that was not flipped."""
     bboxes = view.pred_instances.bboxes
     return bbox_flip(bboxes, view.ori_shape, view.flip_direction) if view.flip else bboxes
 
 
-def corresponding(kept: InstanceData, results: InstanceData, num_views: int, iou_threshold: float) -> Tensor:
-    """Find what each view makes of each object: its detection of the same class that overlaps most.
+def collect_detections(views: list[DetDataSample]) -> InstanceData:
+    """Collect the detections of all views in the coordinates of the image.
+
+    Args:
+        views: Results of an image.
+
+    Returns:
+        ``M`` detections: ``bboxes``, ``scores``, ``labels``; ``view_ids`` and ``instance_ids``, where they come from.
+    """
+    return InstanceData.cat(
+        [
+            InstanceData(
+                bboxes=flip_boxes_back(view),
+                scores=view.pred_instances.scores,
+                labels=view.pred_instances.labels,
+                view_ids=torch.full_like(view.pred_instances.labels, view_id),
+                instance_ids=torch.arange(len(view.pred_instances), device=view.pred_instances.labels.device),
+            )
+            for view_id, view in enumerate(views)
+        ]
+    )
+
+
+def match_views(kept: InstanceData, results: InstanceData, num_views: int, iou_threshold: float) -> Tensor:
+    """Match each object with the detection in each view that has the same class and overlaps most.
 
     Args:
         kept: The ``K`` detections that NMS leaves: ``bboxes``, ``labels``.
-        results: All ``M`` detections, with ``view_ids`` as well.
+        results: All ``M`` detections, from :func:`collect_detections`.
         num_views: ``V``.
-        iou_threshold: Detections that overlap less than this are of other objects.
+        iou_threshold: Detections that overlap less are different objects.
 
     Returns:
-        Int64 ``(K, V)``: index of a detection in ``results``, -1 where a view has none.
+        Int64 ``(K, V)``: index of a detection within its view, -1 where a view has none.
     """
     ious = bbox_overlaps(kept.bboxes, results.bboxes)
     ious[(kept.labels[:, None] != results.labels) | (ious < iou_threshold)] = -1
-    found = ious.new_full((len(kept), num_views), NO_DETECTION, dtype=torch.long)
+    matches = ious.new_full((len(kept), num_views), NO_DETECTION, dtype=torch.long)
     for view in range(num_views):
         members = (results.view_ids == view).nonzero()[:, 0]
         if len(members):
             best_iou, best = ious[:, members].max(dim=1)
-            found[:, view] = torch.where(best_iou >= 0, members[best], NO_DETECTION)
-    return found
+            matches[:, view] = results.instance_ids[members[best]].where(best_iou >= 0, NO_DETECTION)
+    return matches
 
 
 def view_probs(mask_head: EmbedMaskMaskHead, view: DetDataSample, instance_ids: Tensor) -> Iterator[Tensor]:
-    """Yield the probability maps ``(h, w)`` of some of a view's detections, flipped back, one at a time."""
+    """Yield the probability maps ``(h, w)`` of some detections of a view, flipped back, one at a time."""
     results = view.pred_instances[instance_ids]
-    log_probs = image_log_probs(
-        results.pixel_embed,
+    log_probs = ops.instance_log_probs(
+        view.pixel_embed,
         results.proposal_embed,
         results.proposal_margin,
-        scale_boxes(results.bboxes, view.get('scale_factor', (1.0, 1.0))),
+        results.crop_bboxes,
         stride=mask_head.stride,
         img_shape=view.img_shape,
         ori_shape=view.ori_shape,
@@ -75,71 +100,69 @@ def view_probs(mask_head: EmbedMaskMaskHead, view: DetDataSample, instance_ids: 
         yield log_prob.exp().flip(FLIPPED_DIMS[view.flip_direction] if view.flip else ())
 
 
-def bitmaps(masks: Iterator[Tensor], ori_shape: tuple[int, int]) -> Tensor:
+def stack_masks(masks: Iterator[Tensor], ori_shape: tuple[int, int]) -> Tensor:
     """Stack masks ``(h, w)``, of which there may be none, to bool ``(K, h, w)``."""
     masks = list(masks)
     return torch.stack(masks) if masks else torch.zeros(0, *ori_shape, dtype=torch.bool)
 
 
-def rles(masks: Iterator[Tensor], ori_shape: tuple[int, int]) -> RLEMasks:
+def encode_masks(masks: Iterator[Tensor], ori_shape: tuple[int, int]) -> RLEMasks:
     """Encode masks ``(h, w)`` one after the other."""
     encoded = (pycocotools.mask.encode(np.asfortranarray(mask.cpu().numpy().view(np.uint8))) for mask in masks)
     return RLEMasks(encoded, ori_shape)
 
 
-COLLECTORS = {'bitmap': bitmaps, 'rle': rles}
+COLLECTORS = {'bitmap': stack_masks, 'rle': encode_masks}
 
 
 @MODELS.register_module()
 class EmbedMaskTTAModel(DetTTAModel):
-    """Merges the detections of several views of an image: boxes by class-wise NMS, masks by their mean probability.
+    """Merge the detections of several views of an image: boxes by class-wise NMS, masks by their mean probability.
 
-    A pixel's probability is the mean over those views that found the object, each in original pixels and flipped
-    back. Views that did not find it have no say.
+    The probability of a pixel is the mean over those views that found the object, each in original pixels and flipped
+    back. Views that did not find it do not count.
 
     Args:
-        tta_cfg: ``nms`` and ``max_per_img``. The threshold of NMS also decides which detections are one object's.
-        kwargs: What ``DetTTAModel`` takes, the detector as ``module``.
+        module: Config of the detector, or a detector with ``test_cfg.keep_embed``.
+        tta_cfg: ``nms`` and ``max_per_img``. The threshold of NMS also decides which detections are the same object.
+        kwargs: Other arguments of ``DetTTAModel``.
+
+    Raises:
+        ValueError: If the detector does not keep its embeddings.
     """
 
-    def __init__(self, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.module.mask_head.keep_embed = True
+    def __init__(self, module: ConfigType | nn.Module, **kwargs) -> None:
+        if isinstance(module, dict):
+            module = ConfigDict(module, test_cfg=ConfigDict(module.get('test_cfg') or {}, keep_embed=True))
+        super().__init__(module=module, **kwargs)
+        if not self.module.mask_head.keep_embed:
+            raise ValueError('EmbedMaskTTAModel merges embeddings: build its module with test_cfg.keep_embed=True')
 
     def _merge_single_sample(self, data_samples: list[DetDataSample]) -> DetDataSample:
-        results = InstanceData.cat(
-            [
-                InstanceData(
-                    bboxes=flip_boxes_back(view),
-                    scores=view.pred_instances.scores,
-                    labels=view.pred_instances.labels,
-                    view_ids=torch.full_like(view.pred_instances.labels, view_id),
-                    instance_ids=torch.arange(len(view.pred_instances), device=view.pred_instances.labels.device),
-                )
-                for view_id, view in enumerate(data_samples)
-            ]
-        )
+        results = collect_detections(data_samples)
         kept = results
         if len(results):
             dets, keep = batched_nms(results.bboxes, results.scores, results.labels, self.tta_cfg['nms'])
             kept = results[keep]
             kept.scores = dets[:, -1]
             kept = kept[: self.tta_cfg['max_per_img']]
-        found = corresponding(kept, results, len(data_samples), self.tta_cfg['nms']['iou_threshold'])
-        instance_ids = torch.where(found == NO_DETECTION, NO_DETECTION, results.instance_ids[found])
-        masks = self._merge_masks(data_samples, instance_ids)
-        merged = data_samples[0]
-        merged.pred_instances = InstanceData(bboxes=kept.bboxes, scores=kept.scores, labels=kept.labels, masks=masks)
+        matches = match_views(kept, results, len(data_samples), self.tta_cfg['nms']['iou_threshold'])
+        merged = data_samples[0].new()
+        del merged.pixel_embed
+        merged.pred_instances = InstanceData(
+            bboxes=kept.bboxes,
+            scores=kept.scores,
+            labels=kept.labels,
+            masks=self._merge_masks(data_samples, matches),
+        )
         return merged
 
-    def _merge_masks(self, views: list[DetDataSample], instance_ids: Tensor) -> Tensor | RLEMasks:
-        """Average what views say about each object; ``instance_ids`` is ``(K, V)``, -1 where a view says nothing."""
+    def _merge_masks(self, views: list[DetDataSample], matches: Tensor) -> Tensor | RLEMasks:
+        """Average what the views say about each object; ``matches`` is ``(K, V)``, see :func:`match_views`."""
         mask_head = self.module.mask_head
-        streams = [
-            view_probs(mask_head, view, ids[ids != NO_DETECTION]) for view, ids in zip(views, instance_ids.unbind(1))
-        ]
+        streams = [view_probs(mask_head, view, ids[ids != NO_DETECTION]) for view, ids in zip(views, matches.unbind(1))]
         masks = (
             torch.stack([next(streams[view]) for view in present.nonzero()[:, 0]]).mean(0) > mask_head.mask_thr
-            for present in instance_ids != NO_DETECTION
+            for present in matches != NO_DETECTION
         )
         return COLLECTORS[mask_head.mask_format](masks, views[0].ori_shape)

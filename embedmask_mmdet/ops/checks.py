@@ -1,4 +1,4 @@
-"""Checks of the op's arguments: an error names the argument, what it is and what was expected."""
+"""Checks of the op's arguments. An error names the argument, its value and what was expected."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 def check_tensor(
     name: str, tensor: Any, shape: tuple[int | None, ...], expected: str, like: Tensor | None = None
 ) -> None:
-    """Checks kind, shape and device of one argument.
+    """Check type, shape and device of one argument.
 
     Args:
         name: The argument's name.
         tensor: Its value.
-        shape: Its sizes, None where any positive size will do.
+        shape: The sizes that it must have, None for any positive size.
         expected: The shape in words.
-        like: The tensor whose device it must share.
+        like: ``pixel_embed``, if the tensor must be on the same device.
 
     Raises:
-        TypeError: If it is no floating-point tensor.
-        ValueError: If its shape or its device is another.
+        TypeError: If it is not a floating-point tensor.
+        ValueError: If its shape or its device is wrong.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f'{name} must be a floating-point tensor {expected}, got {type(tensor).__name__}')
@@ -35,23 +35,35 @@ def check_tensor(
     if not fits:
         raise ValueError(f'{name} must have the shape {expected}, got {tuple(tensor.shape)}')
     if like is not None and tensor.device != like.device:
-        raise ValueError(f'{name} is on {tensor.device}, but pixel_embed is on {like.device}: move one to the other')
+        raise ValueError(f'{name} is on {tensor.device}, but pixel_embed is on {like.device}: move them to one device')
+
+
+def _length(tensor: Any) -> int | None:
+    return len(tensor) if isinstance(tensor, Tensor) and tensor.dim() else None
 
 
 def check_embeddings(pixel_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor) -> None:
-    """Checks the three tensors ``(D, h, w)``, ``(N, D)`` and ``(N, D)``; for errors see :func:`check_tensor`."""
+    """Check the three tensors ``(D, h, w)``, ``(N, D)`` and ``(N, D)``; for errors see :func:`check_tensor`."""
     check_tensor('pixel_embed', pixel_embed, (None, None, None), '(D, h, w) without a size of 0')
-    channels = len(pixel_embed)
-    instances = len(proposal_embed) if isinstance(proposal_embed, Tensor) and proposal_embed.dim() else None
-    check_tensor(
-        'proposal_embed', proposal_embed, (instances, channels), f"(N, {channels}), pixel_embed's D", pixel_embed
-    )
+    channels, instances = len(pixel_embed), _length(proposal_embed)
+    expected = f"(N, {channels}), pixel_embed's D"
+    check_tensor('proposal_embed', proposal_embed, (instances, channels), expected, pixel_embed)
     expected = f"({instances}, {channels}), proposal_embed's N and pixel_embed's D"
     check_tensor('proposal_margin', proposal_margin, (instances, channels), expected, pixel_embed)
 
 
+def check_points(points_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor) -> None:
+    """Check the three tensors ``(N, D, h, w)``, ``(N, D)`` and ``(N, D)``; for errors see :func:`check_tensor`."""
+    instances = _length(points_embed)
+    expected = '(N, D, h, w) without a size of 0 but N'
+    check_tensor('points_embed', points_embed, (instances, None, None, None), expected)
+    shape = (instances, points_embed.shape[1])
+    check_tensor('proposal_embed', proposal_embed, shape, f"{shape}, points_embed's (N, D)")
+    check_tensor('proposal_margin', proposal_margin, shape, f"{shape}, points_embed's (N, D)")
+
+
 def check_shape(name: str, shape: Any) -> None:
-    """Raises TypeError or ValueError unless ``shape`` is a pair ``(h, w)`` of positive integers."""
+    """Raise TypeError or ValueError unless ``shape`` is a pair ``(h, w)`` of positive integers."""
     if not isinstance(shape, (tuple, list, torch.Size)):
         raise TypeError(f'{name} must be a pair (h, w) of pixels, got {type(shape).__name__}')
     if len(shape) != 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in shape):
@@ -59,36 +71,6 @@ def check_shape(name: str, shape: Any) -> None:
 
 
 def check_positive_int(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is an integer above 0."""
+    """Raise ValueError unless ``value`` is an integer above 0."""
     if not isinstance(value, numbers.Integral) or value <= 0:
         raise ValueError(f'{name} must be a positive integer, got {value!r}')
-
-
-def check_mask_stage(
-    pixel_embed: Tensor,
-    proposal_embed: Tensor,
-    proposal_margin: Tensor,
-    bboxes: Tensor,
-    *,
-    stride: int,
-    img_shape: tuple[int, int],
-    ori_shape: tuple[int, int],
-    mask_thr: float,
-    upscale: int,
-) -> None:
-    """Checks the arguments of the mask stage of inference; raises TypeError or ValueError."""
-    check_embeddings(pixel_embed, proposal_embed, proposal_margin)
-    instances = len(proposal_embed)
-    check_tensor('bboxes', bboxes, (instances, 4), f"({instances}, 4), proposal_embed's N", pixel_embed)
-    check_positive_int('stride', stride)
-    check_positive_int('upscale', upscale)
-    check_shape('img_shape', img_shape)
-    check_shape('ori_shape', ori_shape)
-    if not 0 < mask_thr < 1:
-        raise ValueError(f'mask_thr must be a probability between 0 and 1, both excluded, got {mask_thr}')
-    grid = tuple(pixel_embed.shape[-2:])
-    if any(n * stride < img for n, img in zip(grid, img_shape)):
-        raise ValueError(
-            f'img_shape {tuple(img_shape)} is larger than what pixel_embed covers: '
-            f'{grid} cells of stride {stride} are {tuple(n * stride for n in grid)} input pixels'
-        )

@@ -1,6 +1,6 @@
-"""The op through the extension of C++ and CUDA kernels, whose operators are seen by torch.compile and torch.export.
+"""The op in C++ and CUDA. torch.compile and torch.export see its operators.
 
-Importing this module fails where the extension was not built.
+Importing this module raises ImportError if the extension was not built.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import embedmask_mmdet._ext  # noqa: F401 (registers the operators)
 
-from .plain import outside_value
+from .mask_stage import MaskStage
 
 _operators = torch.ops.embedmask
 _register_fake = getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract  # torch < 2.4
@@ -25,49 +25,27 @@ DEVICES = frozenset(
 
 
 def embedding_log_prob(pixel_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor) -> Tensor:
-    """See :func:`embedmask_mmdet.ops.embedding_log_prob`."""
+    """Compute what :func:`embedmask_mmdet.ops.embedding_log_prob` describes."""
     tensors = (pixel_embed, proposal_embed, proposal_margin)
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
     return _operators.embedding_log_prob(*(tensor.to(dtype) for tensor in tensors))
 
 
-def instance_masks(
-    pixel_embed: Tensor,
-    proposal_embed: Tensor,
-    proposal_margin: Tensor,
-    bboxes: Tensor,
-    *,
-    stride: int,
-    img_shape: tuple[int, int],
-    ori_shape: tuple[int, int],
-    mask_thr: float,
-    upscale: int,
-    resize_prob: bool,
-) -> Tensor:
-    """See :func:`embedmask_mmdet.ops.instance_masks`."""
-    tensors = (pixel_embed, proposal_embed, proposal_margin, bboxes)
-    values = (mask_thr, outside_value(mask_thr, resize_prob), resize_prob)
-    return _operators.instance_masks(*tensors, stride, img_shape, ori_shape, *values, upscale)
+def _operator_arguments(stage: MaskStage) -> tuple:
+    tensors = (stage.pixel_embed, stage.proposal_embed, stage.proposal_margin, stage.bboxes)
+    sizes = (stage.stride, stage.img_shape, stage.ori_shape)
+    return *tensors, *sizes, stage.mask_thr, stage.outside_value, stage.resize_prob, stage.upscale
 
 
-def instance_rles(
-    pixel_embed: Tensor,
-    proposal_embed: Tensor,
-    proposal_margin: Tensor,
-    bboxes: Tensor,
-    *,
-    stride: int,
-    img_shape: tuple[int, int],
-    ori_shape: tuple[int, int],
-    mask_thr: float,
-    upscale: int,
-    resize_prob: bool,
-) -> list[dict]:
-    """See :func:`embedmask_mmdet.ops.instance_rles`."""
-    tensors = (pixel_embed, proposal_embed, proposal_margin, bboxes)
-    values = (mask_thr, outside_value(mask_thr, resize_prob), resize_prob)
-    strings, starts = _operators.instance_rles(*tensors, stride, img_shape, ori_shape, *values, upscale)
-    strings, starts, (h, w) = strings.numpy().tobytes(), starts.tolist(), map(int, ori_shape)
+def instance_masks(stage: MaskStage) -> Tensor:
+    """Compute what :func:`embedmask_mmdet.ops.instance_masks` describes."""
+    return _operators.instance_masks(*_operator_arguments(stage))
+
+
+def instance_rles(stage: MaskStage) -> list[dict]:
+    """Compute what :func:`embedmask_mmdet.ops.instance_rles` describes."""
+    strings, starts = _operators.instance_rles(*_operator_arguments(stage))
+    strings, starts, (h, w) = strings.numpy().tobytes(), starts.tolist(), map(int, stage.ori_shape)
     return [{'size': [h, w], 'counts': strings[begin:end]} for begin, end in pairwise(starts)]
 
 

@@ -1,11 +1,10 @@
-"""Plain PyTorch versions of the op: what serves without the extension, and the oracle of the kernels' tests.
+"""The op in plain PyTorch, for installations without the extension. The tests compare the kernels with it.
 
-N: instances, D: embedding channels, (h, w): the pixel embedding's grid, cell: a cell of the grid after its resize.
+N: instances, D: embedding channels, (h, w): a grid.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,17 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BOX_PADDING = 2  # cells that a box is grown by on each side
-OUTSIDE = -10.0  # log-probability of the cells outside the box
+from .mask_stage import MaskStage, inside_boxes
+
+# The log-probability -sum_c margin_c * (pixel_c - proposal_c) ** 2, for all instances, for one, and at points ---------
 
 
 def at_least_float32(*tensors: Tensor) -> list[Tensor]:
-    """Convert what is of half precision: distances between embeddings need more."""
+    """Convert half precision to float32, as distances between embeddings need more than half precision."""
     return [t if t.dtype == torch.float64 else t.float() for t in tensors]
 
 
 class LogProb(torch.autograd.Function):
-    """Goes channel by channel, forwards and backwards, so that no grid is held for each instance and channel."""
+    """Compute log-probabilities of all instances channel by channel, so that memory does not grow with D."""
 
     @staticmethod
     def _channels(
@@ -57,100 +57,50 @@ class LogProb(torch.autograd.Function):
 
 
 def embedding_log_prob(pixel_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor) -> Tensor:
-    """See :func:`embedmask_mmdet.ops.embedding_log_prob`."""
+    """Compute what :func:`embedmask_mmdet.ops.embedding_log_prob` describes."""
     return LogProb.apply(*at_least_float32(pixel_embed, proposal_embed, proposal_margin))
 
 
-def box_cells(bboxes: Tensor, grid_shape: tuple[int, int], cell: float, padding: int = BOX_PADDING) -> Tensor:
-    """The cells that a mask may touch: its box in cells, truncated, grown and clipped to the grid.
-
-    Args:
-        bboxes: ``(N, 4)`` boxes ``x1, y1, x2, y2`` in input pixels.
-        grid_shape: ``(h, w)`` of the grid in cells.
-        cell: Input pixels a cell.
-        padding: Cells that a box is grown by on each side.
-
-    Returns:
-        int64 ``(N, 4)``, right and bottom exclusive; all 0 for a box that holds a NaN.
-    """
-    size = bboxes.new_tensor(grid_shape[::-1] * 2, dtype=torch.float64)
-    cells = (bboxes.double() / cell).trunc() + padding * size.new_tensor([-1, -1, 1, 1])
-    cells[cells.isnan().any(1)] = 0
-    return cells.clamp(min=0).minimum(size).long()
+def single_log_prob(pixel_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor) -> Tensor:
+    """Compute the log-probabilities ``(h, w)`` of one instance ``(D,)``, ``(D,)``: all channels in few calls."""
+    distance = (pixel_embed - proposal_embed[:, None, None]).square_()
+    return -torch.tensordot(proposal_margin.to(distance.dtype), distance, 1)
 
 
-def inside_boxes(bboxes: Tensor, grid_shape: tuple[int, int], cell: float, padding: int = BOX_PADDING) -> Tensor:
-    """Bool ``(N, h, w)``: which cells of the grid :func:`box_cells` gives to each box."""
-    x1, y1, x2, y2 = box_cells(bboxes, grid_shape, cell, padding)[..., None].unbind(1)
-    y, x = (torch.arange(cells, device=bboxes.device) for cells in grid_shape)
-    return ((y1 <= y) & (y < y2))[:, :, None] & ((x1 <= x) & (x < x2))[:, None, :]
+def point_log_prob(points_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor) -> Tensor:
+    """Compute what :func:`embedmask_mmdet.ops.point_log_prob` describes."""
+    points_embed, embed, margin = at_least_float32(points_embed, proposal_embed, proposal_margin)
+    distance = (points_embed - embed[..., None, None]).square()
+    return -(margin[..., None, None] * distance).sum(dim=1)
 
 
-def outside_value(mask_thr: float, resize_prob: bool = False) -> float:
-    """What is resized has this value outside a box, below every ``mask_thr``'s: a mask never leaves its box."""
-    return 0.0 if resize_prob else min(OUTSIDE, 2 * math.log(mask_thr))
+# The mask stage -------------------------------------------------------------------------------------------------------
 
 
-def resized_shape(
-    grid_shape: tuple[int, int], stride: int, img_shape: tuple[int, int], ori_shape: tuple[int, int]
-) -> tuple[int, int]:
-    """``(h, w)`` in original pixels of a whole grid of ``stride`` input pixels a cell, rounded up."""
-    return tuple(-(-cells * stride * ori // img) for cells, img, ori in zip(grid_shape, img_shape, ori_shape))
+def instance_log_probs(stage: MaskStage) -> Iterator[Tensor]:
+    """Yield what :func:`embedmask_mmdet.ops.instance_log_probs` describes."""
+    pixel_embed, embeds, margins = at_least_float32(stage.pixel_embed, stage.proposal_embed, stage.proposal_margin)
+    resized_embed = F.interpolate(pixel_embed[None], stage.cell_shape, mode='bilinear')[0]
+    # One instance at a time, so that its values stay in the caches.
+    for bbox, embed, margin in zip(stage.bboxes, embeds, margins):
+        log_prob = single_log_prob(resized_embed, embed, margin)[None]
+        inside = inside_boxes(bbox[None], stage.cell_shape, stage.cell)
+        values = log_prob.exp() if stage.resize_prob else log_prob
+        values = values.masked_fill(~inside, stage.outside_value)
+        values = F.interpolate(values[None], stage.resized_shape, mode='bilinear')[0, 0]
+        values = values[: stage.ori_shape[0], : stage.ori_shape[1]]
+        yield values.log() if stage.resize_prob else values
 
 
-def image_log_probs(
-    pixel_embed: Tensor,
-    proposal_embed: Tensor,
-    proposal_margin: Tensor,
-    bboxes: Tensor,
-    *,
-    stride: int,
-    img_shape: tuple[int, int],
-    ori_shape: tuple[int, int],
-    mask_thr: float,
-    upscale: int,
-    resize_prob: bool = False,
-) -> Iterator[Tensor]:
-    """Yields the log-probability ``ori_shape`` of each instance in original pixels; arguments as `instance_masks`."""
-    pixel_embed, proposal_embed, proposal_margin = at_least_float32(pixel_embed, proposal_embed, proposal_margin)
-    h, w = pixel_embed.shape[-2:]
-    size = resized_shape((h, w), stride, img_shape, ori_shape)
-    resized_embed = F.interpolate(pixel_embed[None], (h * upscale, w * upscale), mode='bilinear')[0]
-    # One at a time, which stays in the caches, and all its channels together: that is few calls.
-    for i in range(len(bboxes)):
-        distance = (resized_embed - proposal_embed[i, :, None, None]).square_()
-        log_prob = -torch.tensordot(proposal_margin[i].to(distance.dtype), distance, 1)[None]
-        inside = inside_boxes(bboxes[i : i + 1], log_prob.shape[1:], stride / upscale)
-        values = log_prob.exp() if resize_prob else log_prob
-        values = values.masked_fill(~inside, outside_value(mask_thr, resize_prob))
-        values = F.interpolate(values[None], size, mode='bilinear')[0, 0, : ori_shape[0], : ori_shape[1]]
-        yield values.log() if resize_prob else values
-
-
-def instance_masks(
-    pixel_embed: Tensor,
-    proposal_embed: Tensor,
-    proposal_margin: Tensor,
-    bboxes: Tensor,
-    *,
-    stride: int,
-    img_shape: tuple[int, int],
-    ori_shape: tuple[int, int],
-    mask_thr: float,
-    upscale: int,
-    resize_prob: bool = False,
-) -> Tensor:
-    """See :func:`embedmask_mmdet.ops.instance_masks`."""
-    kwargs = dict(stride=stride, img_shape=img_shape, ori_shape=ori_shape, mask_thr=mask_thr, upscale=upscale)
-    kwargs['resize_prob'] = resize_prob
-    masks = torch.empty((len(bboxes), *ori_shape), dtype=torch.bool, device=pixel_embed.device)
-    log_probs = image_log_probs(pixel_embed, proposal_embed, proposal_margin, bboxes, **kwargs)
-    for i, log_prob in enumerate(log_probs):
-        masks[i] = log_prob > math.log(mask_thr)
+def instance_masks(stage: MaskStage) -> Tensor:
+    """Compute what :func:`embedmask_mmdet.ops.instance_masks` describes."""
+    masks = torch.empty((len(stage.bboxes), *stage.ori_shape), dtype=torch.bool, device=stage.pixel_embed.device)
+    for i, log_prob in enumerate(instance_log_probs(stage)):
+        masks[i] = log_prob > stage.log_thr
     return masks
 
 
-def instance_rles(*args, **kwargs) -> list[dict]:
-    """See :func:`embedmask_mmdet.ops.instance_rles`."""
-    masks = instance_masks(*args, **kwargs).cpu().numpy()
+def instance_rles(stage: MaskStage) -> list[dict]:
+    """Compute what :func:`embedmask_mmdet.ops.instance_rles` describes."""
+    masks = instance_masks(stage).cpu().numpy()
     return [pycocotools.mask.encode(np.asfortranarray(mask.view(np.uint8))) for mask in masks]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from embedmask_mmdet.models.lovasz_hinge_loss import LovaszHingeLoss, lovasz_hinge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmdet.registry import MODELS
@@ -14,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from embedmask_mmdet.analysis import plain_loss
 from embedmask_mmdet.models import EmbedMaskMaskHead
-from embedmask_mmdet.models.lovasz_hinge_loss import LovaszHingeLoss, lovasz_hinge
 from embedmask_mmdet.targets import aligned_ious, best_candidates
 from tests.reference import DATA
 

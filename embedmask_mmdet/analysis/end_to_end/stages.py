@@ -28,6 +28,7 @@ METHODS = {
     'bbox_head.forward': 'heads',
     'bbox_head.predict_by_feat': 'NMS',
     'mask_head.forward': 'heads',
+    'frame.place': 'mask stage',
     'mask_head.forward_single': 'mask stage',
     'mask_head.predict_by_feat': 'mask stage',
 }

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embedmask_mmdet.analysis.random_boxes import draw_bboxes
+from embedmask_mmdet.ops import DEFAULT_MASK_THR
 
-STRIDE, UPSCALE, CHANNELS, MASK_THR = 8, 2, 16, 0.53
+STRIDE, UPSCALE, CHANNELS = 8, 2, 16
 # Sizes of the network's input for sizes of the original image.
 IMG_SHAPES = {(480, 640): (800, 1067), (1080, 1920): (750, 1333), (3000, 4000): (800, 1067)}
 # Number of detections and size of the original image.
@@ -39,7 +40,8 @@ def fit_proposals(pixel_embed: Tensor, bboxes: Tensor) -> tuple[Tensor, Tensor]:
     centers, sides = (bboxes[:, :2] + bboxes[:, 2:]) / 2, (bboxes[:, 2:] - bboxes[:, :2]).clamp(min=8) / 100
     x, y = ((centers[:, i] / STRIDE).long().clamp(max=size - 1) for i, size in ((0, w), (1, h)))
     embed = torch.cat([centers / 100, pixel_embed[2:, y, x].T], 1)
-    margin = torch.cat([-math.log(MASK_THR) / (0.45 * sides) ** 2, torch.full((len(bboxes), CHANNELS - 2), 0.01)], 1)
+    spatial_margin = -math.log(DEFAULT_MASK_THR) / (0.45 * sides) ** 2
+    margin = torch.cat([spatial_margin, torch.full((len(bboxes), CHANNELS - 2), 0.01)], 1)
     return embed, margin
 
 
@@ -64,6 +66,5 @@ def draw_arguments(num_detections: int, ori_shape: tuple[int, int], device: str)
         stride=STRIDE,
         img_shape=img_shape,
         ori_shape=ori_shape,
-        mask_thr=MASK_THR,
         upscale=UPSCALE,
     )

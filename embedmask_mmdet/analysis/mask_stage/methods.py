@@ -16,8 +16,9 @@ from torch import Tensor
 
 from embedmask_mmdet import ops
 from embedmask_mmdet.analysis.configs import load_installed_config
-from embedmask_mmdet.analysis.mask_stage.cases import CHANNELS, STRIDE, UPSCALE
+from embedmask_mmdet.analysis.mask_stage.cases import CHANNELS, STRIDE
 from embedmask_mmdet.ops import plain
+from embedmask_mmdet.ops.mask_stage import MaskStage
 
 Method = Callable[[], object]
 
@@ -31,14 +32,13 @@ def compute_masks_at_once(arguments: dict) -> Tensor:
     Returns:
         Bool ``(N, H, W)``.
     """
-    (h, w), bboxes = arguments['pixel_embed'].shape[1:], arguments['bboxes']
-    resized = F.interpolate(arguments['pixel_embed'][None], (h * UPSCALE, w * UPSCALE), mode='bilinear')[0]
-    log_prob = plain.embedding_log_prob(resized, arguments['proposal_embed'], arguments['proposal_margin'])
-    log_prob.masked_fill_(~plain.inside_boxes(bboxes, log_prob.shape[1:], STRIDE / UPSCALE), plain.OUTSIDE)
-    ori_h, ori_w = arguments['ori_shape']
-    size = plain.resized_shape((h, w), STRIDE, arguments['img_shape'], arguments['ori_shape'])
-    log_prob = F.interpolate(log_prob[None], size, mode='bilinear')[0, :, :ori_h, :ori_w]
-    return log_prob > math.log(arguments['mask_thr'])
+    stage = MaskStage(**arguments)
+    resized = F.interpolate(stage.pixel_embed[None], stage.cell_shape, mode='bilinear')[0]
+    log_prob = plain.embedding_log_prob(resized, stage.proposal_embed, stage.proposal_margin)
+    log_prob.masked_fill_(~ops.inside_boxes(stage.bboxes, stage.cell_shape, stage.cell), stage.outside_value)
+    ori_h, ori_w = stage.ori_shape
+    log_prob = F.interpolate(log_prob[None], stage.resized_shape, mode='bilinear')[0, :, :ori_h, :ori_w]
+    return log_prob > stage.log_thr
 
 
 def encode_masks(masks: Tensor) -> list[dict]:
@@ -143,8 +143,8 @@ def make_methods(arguments: dict, memory_limit: float) -> dict[str, Method]:
     makers = {
         'kernels, RLE': lambda: partial(ops.instance_rles, **arguments),
         'kernels, bitmaps': lambda: partial(ops.instance_masks, **arguments),
-        'plain, RLE': lambda: partial(plain.instance_rles, **arguments),
-        'plain, bitmaps': lambda: partial(plain.instance_masks, **arguments),
+        'plain, RLE': lambda: partial(plain.instance_rles, MaskStage(**arguments)),
+        'plain, bitmaps': lambda: partial(plain.instance_masks, MaskStage(**arguments)),
         'at once, RLE': lambda: lambda: encode_masks(compute_masks_at_once(arguments)),
         'at once, bitmaps': lambda: partial(compute_masks_at_once, arguments),
         'Mask R-CNN, RLE': partial(make_mask_rcnn, arguments),

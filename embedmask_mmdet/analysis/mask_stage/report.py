@@ -13,7 +13,7 @@ from embedmask_mmdet.analysis.machine import describe_load, describe_machine
 from embedmask_mmdet.analysis.mask_stage.cases import CASES, CHANNELS, IMG_SHAPES, STRIDE, UPSCALE, draw_arguments
 from embedmask_mmdet.analysis.mask_stage.methods import Method, make_methods
 from embedmask_mmdet.analysis.mask_stage.timing import Cost, measure_methods, run_once
-from embedmask_mmdet.ops import plain
+from embedmask_mmdet.ops.mask_stage import box_cells
 
 # Multiplications for a channel of a cell: half a resize along x, which the rows above and below share, one along y,
 # the square, the margin.
@@ -23,7 +23,7 @@ PRODUCTS_PER_CHANNEL = 3.5
 def count_products(arguments: dict) -> tuple[int, float]:
     """Count the cells of the mask grid inside the boxes, and the multiplications that their masks take."""
     grid = [UPSCALE * size for size in arguments['pixel_embed'].shape[1:]]
-    cells = plain.box_cells(arguments['bboxes'], grid, STRIDE / UPSCALE)
+    cells = box_cells(arguments['bboxes'], grid, STRIDE / UPSCALE)
     num_cells = int(((cells[:, 2] - cells[:, 0]) * (cells[:, 3] - cells[:, 1])).sum())
     return num_cells, num_cells * CHANNELS * PRODUCTS_PER_CHANNEL
 

@@ -6,29 +6,31 @@ import math
 
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures.mask import BaseInstanceMasks
 from torch import Tensor
 
-from embedmask_mmdet.models.log_prob_loss import LogProbLoss, pick_pixels, sum_by_row
+from embedmask_mmdet.models.losses.log_prob_loss import LogProbLoss, pick_pixels, sum_by_row
+from embedmask_mmdet.targets import mask_coverage
 
-# Up to here a pixel's cross-entropy counts in full.
+# Cross-entropy of a pixel above which it is damped.
 FULL_ERROR = 10.0
-# Background that is more wrong than that has no gradient, as it would have no bound.
+# Background pixels above get no gradient, which would be unbounded.
 MAX_LOG_PROB = -math.exp(-FULL_ERROR)
-# Background below is left out: a million such pixels cost as much as one that is wrong.
+# Background pixels below are left out: a million of them cost as much as one wrong pixel.
 SURELY_BACKGROUND = math.log(1e-6)
 MIN_PIXELS = 4
 
 
 def damp(errors: Tensor) -> Tensor:
-    """Let what is beyond ``FULL_ERROR`` grow as the logarithm, whose gradient is never 0 and never large."""
+    """Let errors above ``FULL_ERROR`` grow as their logarithm, whose gradient is never 0 and never large."""
     return torch.where(errors > FULL_ERROR, FULL_ERROR * (1 + (errors / FULL_ERROR).clamp(min=1).log()), errors)
 
 
 def cross_entropy(log_prob: Tensor, target: Tensor) -> Tensor:
     """Compute each pixel's cross-entropy, at least 0.
 
-    A foreground pixel's is the weighted distance between the embeddings itself, so its gradient does not vanish with
-    the probability.
+    That of a foreground pixel is the weighted distance between the embeddings, so its gradient does not vanish with the
+    probability.
 
     Args:
         log_prob: ``(K,)``, at most 0.
@@ -45,36 +47,27 @@ def cross_entropy(log_prob: Tensor, target: Tensor) -> Tensor:
 class DiceCrossEntropyLoss(LogProbLoss):
     """Dice loss plus cross-entropy of log-probabilities, finite with finite gradients for every input.
 
-    Both are least where probabilities are the targets, which may be anything from 0 to 1. Cross-entropy is summed over
-    pixels and divided by the mask's. Memory and time grow with the pixels that are foreground or might be taken for
-    it.
+    Both are smallest where probabilities equal the targets: the part of each cell that the mask covers. Cross-entropy
+    is summed over pixels and divided by the area of the mask. Memory and time grow with the pixels that are foreground
+    or might be taken for it.
 
-    It takes the place of the reference's :class:`LovaszHingeLoss`, whose gradient grows with the sharpness of the
-    margins and in the first iterations is larger than the detector's by far.
+    EmbedMask plus uses it instead of the paper's :class:`LovaszHingeLoss`, whose gradient grows with the sharpness of
+    the margins and, in the first iterations, is much larger than that of the detector.
 
     Args:
-        loss_weight: What the reduced loss is multiplied by.
-        dice_weight: What the Dice loss is multiplied by.
-        cross_entropy_weight: What the cross-entropy is multiplied by.
+        loss_weight: Factor on the reduced loss.
         reduction: ``'none'``, ``'mean'`` or ``'sum'`` over instances.
     """
 
-    def __init__(
-        self,
-        loss_weight: float = 1.0,
-        dice_weight: float = 1.0,
-        cross_entropy_weight: float = 1.0,
-        reduction: str = 'mean',
-    ) -> None:
-        super().__init__(loss_weight, reduction)
-        self.dice_weight = dice_weight
-        self.cross_entropy_weight = cross_entropy_weight
+    def make_target(self, masks: BaseInstanceMasks | Tensor, grid_size: tuple[int, int], mask_stride: int) -> Tensor:
+        """Make targets from 0 to 1 with :func:`mask_coverage`; see :class:`LogProbLoss`."""
+        return mask_coverage(masks, grid_size, mask_stride)
 
     def instance_losses(self, log_prob: Tensor, target: Tensor) -> Tensor:
-        """See :class:`LogProbLoss`."""
+        """Compute the loss of each instance, see :class:`LogProbLoss`."""
         log_prob, target = log_prob.float().flatten(1), target.float().flatten(1)
         areas = target.sum(dim=1)
-        # Written so that what is no number counts.
+        # Written so that NaN is picked, and shows in the loss.
         picked = (target > 0) | ~(log_prob.detach() < SURELY_BACKGROUND)
         log_prob, target, rows = pick_pixels(log_prob, target, picked)
         prob = log_prob.exp()
@@ -84,4 +77,4 @@ class DiceCrossEntropyLoss(LogProbLoss):
         )
         # Milletari et al., arXiv 1606.04797, section 3.
         dice = 1 - 2 * overlaps / squares.clamp(min=1e-3)
-        return self.dice_weight * dice + self.cross_entropy_weight * entropies / areas.clamp(min=MIN_PIXELS)
+        return dice + entropies / areas.clamp(min=MIN_PIXELS)

@@ -1,4 +1,4 @@
-"""The loss between an instance's probability map and its mask."""
+"""The mask loss of the paper: a Lovász hinge (section 3.4)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures.mask import BaseInstanceMasks
 from torch import Tensor
 
-from embedmask_mmdet.models.log_prob_loss import LogProbLoss, pick_pixels, sum_by_row
+from embedmask_mmdet.models.losses.log_prob_loss import LogProbLoss, pick_pixels, sum_by_row
+from embedmask_mmdet.targets import mask_targets
 
-# The reference clamps probabilities to this and to 1 minus this. In float32 the latter is 1, hence logarithms here.
+# The authors' code clamps probabilities to this and to 1 minus this. In float32 the latter is 1, hence logarithms here.
 MIN_PROB = 1e-9
 
 
@@ -31,13 +33,13 @@ def clamp_log_prob(log_prob: Tensor, keep_saturated_grad: bool = False) -> Tenso
 
     Args:
         log_prob: Any shape, at most 0.
-        keep_saturated_grad: Whether gradients pass where values are clamped.
+        keep_saturated_grad: Whether gradients flow where values are clamped.
 
     Returns:
         Tensor of the same shape, between ``log(1e-9)`` and ``log(1 - 1e-9)``.
     """
     clamped = log_prob.clamp(math.log(MIN_PROB), -MIN_PROB)
-    # The difference is 0, and so exact however far away the clamped value is.
+    # The difference is exactly 0, however far away the clamped value is.
     return clamped.detach() + (log_prob - log_prob.detach()) if keep_saturated_grad else clamped
 
 
@@ -48,7 +50,7 @@ def hinge_errors(log_prob: Tensor, target: Tensor) -> Tensor:
 
 
 def has_error(log_prob: Tensor, target: Tensor) -> Tensor:
-    """Tell which pixels' hinge error is above 0, or is no number: that must show in the loss."""
+    """Find the pixels whose hinge error is above 0 or NaN, which must show in the loss."""
     enough, too_much = -math.log1p(math.exp(-1)), -math.log1p(math.exp(1))
     return ~((log_prob >= enough) & target | (log_prob <= too_much) & ~target)
 
@@ -63,13 +65,13 @@ def descending_order(errors: Tensor, rows: Tensor) -> Tensor:
     Returns:
         Int64 ``(K,)``, indices that sort the errors of each row and leave the rows in place.
     """
-    # Floats that are not negative are ordered as their bits are. Integers, row above bits, sort fastest.
+    # Nonnegative floats have the order of their bits. Integers with the row in the upper bits sort fastest.
     bits = errors.view(torch.int32).long()
     return ((rows << 32) + (torch.iinfo(torch.int32).max - bits)).argsort()
 
 
 def cumsum_by_row(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """Sum up integers ``(K,)`` one after another, anew from each row on; ``rows`` as in :func:`descending_order`."""
+    """Compute the cumulative sum of integers ``(K,)`` within each row; ``rows`` as in :func:`descending_order`."""
     sums = sum_by_row(values, rows, num_rows)
     before = sums.cumsum(0) - sums
     return values.cumsum(0) - before[rows]
@@ -108,10 +110,10 @@ def lovasz_hinge(log_prob: Tensor, target: Tensor, keep_saturated_grad: bool = F
     """
     log_prob, target = log_prob.float().flatten(1), target.flatten(1)
     totals = target.sum(dim=1)
-    # Pixels without error come last in the order and change neither the loss nor the steps of those before them.
+    # Pixels without error would come last, and change neither the loss nor the steps of those before them.
     log_prob, target, rows = pick_pixels(log_prob, target, has_error(log_prob.detach(), target))
     with torch.no_grad():
-        # Saturated pixels have equal errors. Their own order tells which of them are farther off.
+        # Saturated pixels have equal errors after the clamp, so they are sorted by their errors before it.
         order = descending_order(hinge_errors(log_prob.clamp(max=-MIN_PROB), target), rows)
         steps = torch.empty_like(log_prob).scatter_(0, order, jaccard_steps(target[order], rows, totals))
     errors = hinge_errors(clamp_log_prob(log_prob, keep_saturated_grad), target)
@@ -125,11 +127,11 @@ class LovaszHingeLoss(LogProbLoss):
     Memory and time grow with the pixels that are not yet classified with a margin; only those are sorted.
 
     Args:
-        loss_weight: What the reduced loss is multiplied by.
+        loss_weight: Factor on the reduced loss.
         reduction: ``'none'``, ``'mean'`` or ``'sum'`` over instances.
-        keep_saturated_grad: Whether pixels whose probability is below ``1e-9``, where the reference clamps it, keep
-            a gradient. The loss's value is the same. Without it a model whose margins became so sharp that every
-            pixel saturates never learns masks again.
+        keep_saturated_grad: Whether pixels whose probability is below ``1e-9``, where the authors' code clamps it,
+            keep a gradient. The value of the loss is the same. Without it, a model whose margins became so sharp that
+            every pixel saturates never learns masks again.
 
     Raises:
         TypeError: When called with a target that is not bool.
@@ -139,11 +141,12 @@ class LovaszHingeLoss(LogProbLoss):
         super().__init__(loss_weight, reduction)
         self.keep_saturated_grad = keep_saturated_grad
 
+    def make_target(self, masks: BaseInstanceMasks | Tensor, grid_size: tuple[int, int], mask_stride: int) -> Tensor:
+        """Make bool targets with :func:`mask_targets`; see :class:`LogProbLoss`."""
+        return mask_targets(masks, grid_size, mask_stride)
+
     def instance_losses(self, log_prob: Tensor, target: Tensor) -> Tensor:
-        """See :class:`LogProbLoss`."""
+        """Compute the loss of each instance, see :class:`LogProbLoss`."""
         if target.dtype != torch.bool:
-            raise TypeError(
-                f'LovaszHingeLoss compares with masks that are bool, got {target.dtype}: use DiceCrossEntropyLoss, or '
-                "set mask_target='binary' in mask_head"
-            )
+            raise TypeError(f'LovaszHingeLoss needs bool targets, got {target.dtype}. Make them with its make_target.')
         return lovasz_hinge(log_prob, target, self.keep_saturated_grad)

@@ -1,0 +1,127 @@
+"""What a runner does with a checkpoint before the model loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from mmengine.runner import BaseLoop, Runner
+from torch import Tensor
+
+from embedmask_mmdet.errors import InputError, name_some
+from embedmask_mmdet.models import EmbedMask
+from embedmask_mmdet.models.weights import META_KEY, OLD_NAMES, check_weights, rename_old_weights
+
+
+def prepare_checkpoint(runner: Runner, model: EmbedMask, checkpoint: dict) -> None:
+    """Check a checkpoint, and change it in place so that the model can load it.
+
+    To test or to resume, the weights must be complete and mean the same. To start training from them (``load_from``), a
+    part is enough, whatever it meant; the other weights begin anew.
+
+    Args:
+        runner: That loads it.
+        model: To load into.
+        checkpoint: As MMEngine reads it: with ``state_dict``, or the weights themselves.
+
+    Raises:
+        InputError: If the weights do not belong to the model.
+    """
+    weights = checkpoint.get('state_dict', checkpoint)
+    if runner._resume:
+        restore_optimizer_order(model, checkpoint)
+    for name in [name for name in weights if name.startswith('module.')]:
+        weights[name.removeprefix('module.')] = weights.pop(name)
+    rename_old_weights(weights)
+    check_overlap(model, weights, runner._load_from)
+    if runner._resume or not isinstance(runner._train_loop, BaseLoop):
+        check_complete(runner, model, weights)
+    else:
+        complete_weights(runner, model, weights)
+
+
+def check_overlap(model: EmbedMask, weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuse a checkpoint that has no weight of the model.
+
+    Args:
+        model: To load into.
+        weights: By name.
+        source: Path of the checkpoint.
+
+    Raises:
+        InputError: If no name is the same.
+    """
+    if not model.state_dict().keys() & weights.keys():
+        raise InputError(
+            f'{source} is not a checkpoint of this model: none of its weights has a name of this config, it has '
+            f'{name_some(sorted(weights))}. Use the checkpoint and the config that belong together.'
+        )
+
+
+def check_complete(runner: Runner, model: EmbedMask, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint that lacks weights or whose weights mean something else.
+
+    Args:
+        runner: That loads it.
+        model: To load into.
+        weights: By name.
+
+    Raises:
+        InputError: If the weights do not belong to the model.
+    """
+    meaning = getattr(weights, '_metadata', {}).get('', {}).get(META_KEY, {})
+    check_weights(model, weights, meaning, runner._load_from)
+    missing = sorted(model.state_dict().keys() - weights.keys())
+    if missing:
+        raise InputError(
+            f'{runner._load_from} is not a checkpoint of this config: it lacks {len(missing)} weights '
+            f'({name_some(missing)}). Use the checkpoint and the config that belong together.'
+        )
+    if not meaning:
+        runner.logger.warning(
+            f'{runner._load_from} does not say which settings its weights were trained with (written before version '
+            '0.2), so they are not compared with those of this config.'
+        )
+
+
+def complete_weights(runner: Runner, model: EmbedMask, weights: MutableMapping[str, Tensor]) -> None:
+    """Add, in place, the model's own weights where a checkpoint to start training from has none.
+
+    Args:
+        runner: That loads it.
+        model: To load into.
+        weights: By name.
+    """
+    own = model.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    if missing:
+        runner.logger.info(
+            f'{runner._load_from} has {len(own) - len(missing)} of {len(own)} weights; these begin anew: '
+            f'{name_some(missing)}'
+        )
+    for name in missing:
+        weights[name] = own[name]
+    # Training adapts the weights to what this config makes of them.
+    getattr(weights, '_metadata', {}).get('', {}).pop(META_KEY, None)
+
+
+def restore_optimizer_order(model: EmbedMask, checkpoint: dict[str, Any]) -> None:
+    """Bring, in place, the optimizer's state of a checkpoint of version 0.1 into the order of the parameters of today.
+
+    There the scale of the frame was a parameter of the box head; today it is the last one of the detector.
+
+    Args:
+        model: To load into.
+        checkpoint: Of a training.
+    """
+    (old_name,) = OLD_NAMES
+    parameters = dict(model.named_parameters())
+    names = [name for name in checkpoint['state_dict'] if OLD_NAMES.get(name, name) in parameters]
+    if old_name not in names or 'param_groups' not in checkpoint.get('optimizer', {}):
+        return
+    ordered = checkpoint['optimizer']['param_groups']
+    if len(ordered) == 1:
+        ordered = ordered[0]['params']
+    else:  # With paramwise_cfg, MMEngine makes one group for each parameter that is not frozen.
+        names = [name for name in names if parameters[OLD_NAMES.get(name, name)].requires_grad]
+    ordered.append(ordered.pop(names.index(old_name)))

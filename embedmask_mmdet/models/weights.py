@@ -1,0 +1,143 @@
+"""Whether a checkpoint belongs to a model: the names of its weights, and what the model makes of them.
+
+What weights mean is written into the metadata of the state dict when it is made, and compared when it is loaded. So it
+is checked however a checkpoint is loaded: by MMEngine's runner, ``init_detector``, ``DetInferencer`` or by hand.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from embedmask_mmdet.errors import InputError, name_some
+
+if TYPE_CHECKING:
+    from embedmask_mmdet.models.detector import EmbedMask
+
+META_KEY = 'embedmask'
+HEADS = ('bbox_head.', 'mask_head.', 'frame.')
+# Settings that change what weights mean, but neither their names nor their shapes.
+MEANINGS = (
+    'frame.coord_scale',
+    'frame.prior_margin',
+    'bbox_head.strides',
+    'bbox_head.norm_on_bbox',
+    'bbox_head.margin_reduce_factor',
+    'mask_head.stride',
+)
+# Names of version 0.1.
+OLD_NAMES = {'bbox_head.position.scale': 'frame.scale'}
+
+
+def describe_weights(model: EmbedMask) -> dict[str, Any]:
+    """Say what a model makes of its weights, in terms of its config."""
+    settings = {name: operator.attrgetter(name)(model) for name in MEANINGS}
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    return {'frame.type': type(model.frame).__name__, **settings}
+
+
+def rename_old_weights(state_dict: MutableMapping[str, Tensor], prefix: str = '') -> None:
+    """Rename, in place, weights that had another name in an earlier version.
+
+    Args:
+        state_dict: Of a detector.
+        prefix: Before each name.
+    """
+    for old, new in OLD_NAMES.items():
+        if prefix + old in state_dict:
+            state_dict[prefix + new] = state_dict.pop(prefix + old)
+
+
+def check_names(model: EmbedMask, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that lack some of the heads'.
+
+    Args:
+        model: To load into.
+        state_dict: With the names of this version.
+        source: Path of the checkpoint, or other words for it.
+
+    Raises:
+        InputError: If weights of the heads are missing.
+    """
+    wanted = {name for name, _ in model.named_parameters() if name.startswith(HEADS)}
+    missing = sorted(wanted - state_dict.keys())
+    if missing:
+        raise InputError(
+            f'{source} is not a checkpoint of this model: it lacks {len(missing)} of {len(wanted)} weights of the '
+            f'heads ({name_some(missing)}). Use the checkpoint and the config that belong together; to start training '
+            'from a part of the weights, set load_from in the config, with EmbedMaskCheckHook in custom_hooks.'
+        )
+
+
+def check_embed_dim(model: EmbedMask, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Refuse embeddings of another size, which MMEngine would leave out with no more than a warning.
+
+    Args:
+        model: To load into.
+        state_dict: With the names of this version.
+        source: Path of the checkpoint, or other words for it.
+
+    Raises:
+        InputError: If the number of channels differs.
+    """
+    for name in ('bbox_head.conv_embed.weight', 'mask_head.conv_embed.weight'):
+        embed_dim = len(state_dict[name]) if name in state_dict else model.bbox_head.embed_dim
+        if embed_dim != model.bbox_head.embed_dim:
+            raise InputError(
+                f'{source} has embed_dim={embed_dim} ({name}), the config has {model.bbox_head.embed_dim}. Set '
+                f'model.bbox_head.embed_dim and model.mask_head.embed_dim to {embed_dim}, or use another checkpoint.'
+            )
+
+
+def check_meaning(model: EmbedMask, meaning: Mapping[str, Any], source: str) -> None:
+    """Compare what a model makes of its weights with what the model did that was trained.
+
+    Args:
+        model: To load into.
+        meaning: From :func:`describe_weights` of the trained model; settings that are missing are not compared.
+        source: Path of the checkpoint, or other words for it.
+
+    Raises:
+        InputError: If a setting differs.
+    """
+    for name, here in describe_weights(model).items():
+        there = meaning.get(name, here)
+        if there != here:
+            raise InputError(
+                f'{source} was trained with model.{name}={there}, this config has {here}, so its weights mean '
+                'something else. Use the checkpoint and the config that belong together.'
+            )
+
+
+def check_weights(model: EmbedMask, state_dict: Mapping[str, Tensor], meaning: Mapping[str, Any], source: str) -> None:
+    """Refuse weights that are incomplete, of another size, or of another meaning.
+
+    Args:
+        model: To load into.
+        state_dict: With the names of this version.
+        meaning: From :func:`describe_weights` of the trained model; empty where it is not known.
+        source: Path of the checkpoint, or other words for it.
+
+    Raises:
+        InputError: If the weights do not belong to the model.
+    """
+    check_embed_dim(model, state_dict, source)
+    check_names(model, state_dict, source)
+    check_meaning(model, meaning, source)
+
+
+def write_meaning(model: EmbedMask, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: dict) -> None:
+    """Write what weights mean into their metadata: a hook on the ``state_dict`` of a detector."""
+    local_metadata[META_KEY] = describe_weights(model)
+
+
+def check_on_load(
+    model: EmbedMask, state_dict: MutableMapping[str, Tensor], prefix: str, local_metadata: dict, *_
+) -> None:
+    """Rename old weights and check all: a hook before a detector loads a ``state_dict``."""
+    rename_old_weights(state_dict, prefix)
+    own = {name.removeprefix(prefix): weight for name, weight in state_dict.items() if name.startswith(prefix)}
+    check_weights(model, own, local_metadata.get(META_KEY, {}), 'the checkpoint')
