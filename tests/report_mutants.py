@@ -1,50 +1,49 @@
-"""Print what `make mutants` found: counts for each module, then each mutant that no test noticed, as a diff."""
+"""Print what `make mutants` found: the diff of each mutant that no test noticed, then counts for each module."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from mutmut.mutation.data import SourceFileMutationData
+from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.stats import status_by_exit_code
+from mutmut.utils.file_utils import walk_mutatable_files
 
 NOTICED = ('killed', 'timeout', 'segfault')
 
 
-def run_mutmut(*arguments: str) -> str:
-    """Return the output of one of mutmut's commands."""
-    command = [sys.executable, '-m', 'mutmut', *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def checked_mutants() -> Iterator[tuple[Path, str, str]]:
+    """Yield file, name and status of each mutant that was run."""
+    for path in walk_mutatable_files():
+        data = SourceFileMutationData(path=path)
+        data.load()
+        for name, exit_code in data.exit_code_by_key.items():
+            if exit_code is not None:
+                yield path, name, status_by_exit_code[exit_code]
 
 
-def read_statuses() -> dict[str, str]:
-    """Return the status of each mutant that was checked, by its name."""
-    lines = (line.strip().rpartition(': ') for line in run_mutmut('results', '--all=true').splitlines())
-    return {name: status for name, _, status in lines if name and status != 'not checked'}
-
-
-def count_by_module(statuses: dict[str, str]) -> dict[str, Counter]:
-    """Count the statuses of each module's mutants, and of all as ``total``."""
-    counts = defaultdict(Counter)
-    for name, status in statuses.items():
-        module = name.rpartition('.')[0]
-        counts[module][status] += 1
-        counts['total'][status] += 1
-    return counts
+def print_table(counts: dict[str, Counter]) -> None:
+    """Print a line of counts for each module; ``total`` comes last."""
+    columns = sorted(counts['total'])
+    width = max(map(len, counts))
+    print(f'{"":{width}}  noticed  ' + '  '.join(columns))
+    for module, statuses in counts.items():
+        noticed = sum(statuses[status] for status in NOTICED) / max(statuses.total(), 1)
+        print(f'{module:{width}}  {noticed:7.1%}  ' + '  '.join(f'{statuses[c]:{len(c)}}' for c in columns))
 
 
 def main() -> None:
-    """Print the table and the diffs."""
-    statuses = read_statuses()
-    for name, status in statuses.items():
+    """Print the diffs and the table."""
+    counts = defaultdict(Counter)
+    total = Counter()
+    for path, name, status in checked_mutants():
+        counts[str(path)][status] += 1
+        total[status] += 1
         if status not in NOTICED:
-            print(run_mutmut('show', name))
-    counts = count_by_module(statuses)
-    columns = sorted(counts['total'])
-    width = max(map(len, counts), default=0)
-    print(f'{"module":{width}}  noticed  ' + '  '.join(columns))
-    for module, of_module in counts.items():
-        noticed = sum(of_module[status] for status in NOTICED) / sum(of_module.values())
-        numbers = '  '.join(f'{of_module[column]:{len(column)}}' for column in columns)
-        print(f'{module:{width}}  {noticed:7.1%}  {numbers}')
+            print(f'# {name}: {status}\n{get_diff_for_mutant(name, path=path)}\n')
+    print_table({**counts, 'total': total})
 
 
 if __name__ == '__main__':
