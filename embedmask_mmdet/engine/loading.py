@@ -28,11 +28,13 @@ def prepare_checkpoint(runner: Runner, model: EmbedMask, checkpoint: dict) -> No
         InputError: If the weights do not belong to the model.
     """
     weights = checkpoint.get('state_dict', checkpoint)
-    if runner._resume:
-        restore_optimizer_order(model, checkpoint)
     for name in [name for name in weights if name.startswith('module.')]:
         weights[name.removeprefix('module.')] = weights.pop(name)
+    if runner._resume:
+        restore_optimizer_order(model, checkpoint)
     rename_old_weights(weights)
+    # EMAHook exchanges both by name.
+    rename_old_weights(checkpoint.get('ema_state_dict', {}), prefix='module.')
     check_overlap(model, weights, runner._load_from)
     if runner._resume or not isinstance(runner._train_loop, BaseLoop):
         check_complete(runner, model, weights)
@@ -112,14 +114,18 @@ def restore_optimizer_order(model: EmbedMask, checkpoint: dict[str, Any]) -> Non
 
     Args:
         model: To load into.
-        checkpoint: Of a training.
+        checkpoint: Of a training, with the names of its version.
     """
     (old_name,) = OLD_NAMES
     parameters = dict(model.named_parameters())
     names = [name for name in checkpoint['state_dict'] if OLD_NAMES.get(name, name) in parameters]
     if old_name not in names or 'param_groups' not in checkpoint.get('optimizer', {}):
         return
-    index = names.index(old_name)
     groups = checkpoint['optimizer']['param_groups']
-    ordered = groups if len(groups) == len(names) else groups[0]['params']
-    ordered.append(ordered.pop(index))
+    if len(groups) == 1:
+        ordered = groups[0]['params']
+    else:
+        # MMEngine makes a group for each parameter that is not frozen.
+        names = [name for name in names if parameters[OLD_NAMES.get(name, name)].requires_grad]
+        ordered = groups
+    ordered.append(ordered.pop(names.index(old_name)))
