@@ -32,7 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from embedmask_mmdet.engine.checkpoint import explain_failure
 from embedmask_mmdet.engine.resume import AtomicBackend
 from embedmask_mmdet.errors import CheckpointError, name_some
-from embedmask_mmdet.models.embedding import NUM_SPATIAL
+from embedmask_mmdet.models.frames.location_frame import NUM_SPATIAL
 
 CONFIGS = {50: ROOT / 'configs' / 'embedmask_r50_1x_coco.py', 101: ROOT / 'configs' / 'embedmask_r101_ms-3x_coco.py'}
 
@@ -53,7 +53,7 @@ RENAMES: dict[str, str | Callable[[re.Match], str]] = {
     r'bbox_head\.conv_centerness': f'{HEAD}.centerness',
     r'bbox_head\.conv_margin': f'{HEAD}.proposal_margin_pred',
     r'bbox_head\.(scales|margin_scales)': rf'{HEAD}.\1',
-    r'bbox_head\.position': f'{HEAD}.position_scale',
+    r'frame': f'{HEAD}.position_scale',
 }
 
 
