@@ -13,7 +13,7 @@ from mmengine.structures import InstanceData
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from embedmask_mmdet.models import EmbedMaskMaskHead
-from embedmask_mmdet.models.lovasz_hinge_loss import LovaszHingeLoss, lovasz_hinge
+from embedmask_mmdet.models.losses.lovasz_hinge import LovaszHingeLoss, lovasz_hinge
 from embedmask_mmdet.targets import best_candidates
 from tests.reference import DATA
 from tests.training import oracle
@@ -95,6 +95,13 @@ def make_case(seed=0, counts=(3, 2), grid=(12, 16), margin=0.3):
     return pixel_embeds.requires_grad_(), positive_infos, gts
 
 
+def join(positive_infos):
+    """Join the positives of all images, as the mask head takes them."""
+    for img, info in enumerate(positive_infos):
+        info.img_inds = torch.full_like(info.gt_inds, img)
+    return InstanceData.cat(positive_infos)
+
+
 def leaves(pixel_embeds, positive_infos):
     return [pixel_embeds, *(info[name] for info in positive_infos for name in ('proposal_embed', 'proposal_margin'))]
 
@@ -107,7 +114,7 @@ def head(**loss_mask):
 @pytest.mark.parametrize('margin', [0.05, 0.3, 5.0])
 def test_whole_mask_loss_equals_the_plain_formulation(counts, margin):
     pixel_embeds, positive_infos, gts = make_case(counts=counts, margin=margin)
-    loss = head().loss_by_feat(pixel_embeds, gts, [], positive_infos)['loss_mask']
+    loss = head().loss_by_feat(pixel_embeds, join(positive_infos), gts)['loss_mask']
     masks = [torch.from_numpy(gt.masks.masks) for gt in gts]
     expected = oracle.mask_loss(pixel_embeds, masks, positive_infos)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -124,7 +131,7 @@ def test_polygons_and_bitmaps_cost_the_same():
     polygon = np.array([10.0, 10, 60, 10, 60, 50, 10, 50])
     polygons = PolygonMasks([[polygon]] * 2, *gts[0].masks.masks.shape[1:])
     losses = [
-        head().loss_by_feat(pixel_embeds, [InstanceData(masks=masks)], [], positive_infos)['loss_mask']
+        head().loss_by_feat(pixel_embeds, join(positive_infos), [InstanceData(masks=masks)])['loss_mask']
         for masks in (polygons, BitmapMasks(polygons.to_ndarray(), *polygons.to_ndarray().shape[1:]))
     ]
     assert losses[0] == losses[1]
@@ -153,7 +160,7 @@ class OpCounter(TorchDispatchMode):
 def count_ops(counts):
     pixel_embeds, positive_infos, gts = make_case(counts=counts)
     with OpCounter() as counter:
-        head().loss_by_feat(pixel_embeds, gts, [], positive_infos)['loss_mask'].backward()
+        head().loss_by_feat(pixel_embeds, join(positive_infos), gts)['loss_mask'].backward()
     return counter.names
 
 
@@ -193,7 +200,7 @@ def test_finite_always(proposal, pixel, margin, foreground, dtype, autocast, kee
     )
     gt = InstanceData(masks=BitmapMasks(masks, 64, 64))
     with torch.autocast('cpu', dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-        loss = head(keep_saturated_grad=keep_saturated_grad).loss_by_feat(pixel_embeds, [gt], [], [info])['loss_mask']
+        loss = head(keep_saturated_grad=keep_saturated_grad).loss_by_feat(pixel_embeds, join([info]), [gt])['loss_mask']
     assert loss.isfinite()
     assert loss.dtype == torch.float32
     grads = torch.autograd.grad(loss, leaves(pixel_embeds, [info]))
@@ -204,9 +211,9 @@ def test_finite_always(proposal, pixel, margin, foreground, dtype, autocast, kee
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_autocast_changes_nothing(dtype):
     pixel_embeds, positive_infos, gts = make_case()
-    expected = head().loss_by_feat(pixel_embeds, gts, [], positive_infos)['loss_mask']
+    expected = head().loss_by_feat(pixel_embeds, join(positive_infos), gts)['loss_mask']
     with torch.autocast('cpu', dtype=dtype):
-        loss = head().loss_by_feat(pixel_embeds, gts, [], positive_infos)['loss_mask']
+        loss = head().loss_by_feat(pixel_embeds, join(positive_infos), gts)['loss_mask']
     assert loss == expected
 
 
