@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from tests.tiny import tiny_detector, tiny_model_cfg
+from tests.tiny import COCO_CONFIG, tiny_detector, tiny_model_cfg
 
 
-def finder_cfg(**test_cfg) -> dict:
+def finder_cfg(config: Path = COCO_CONFIG, **test_cfg) -> dict:
     """Config of :func:`finder`; masks are about 30 pixels wide."""
-    cfg = tiny_model_cfg(**{'score_thr': 0.0, 'max_per_img': 20, **test_cfg})
-    cfg.bbox_head.coord_scale = 16
+    cfg = tiny_model_cfg(config, **{'score_thr': 0.0, 'max_per_img': 20, **test_cfg})
+    cfg.frame.coord_scale = 16
     return cfg
 
 
-def finder(**test_cfg):
+def finder(config: Path = COCO_CONFIG, **test_cfg):
     """Build it with weights for which it matters what group normalization sees, the same at each call."""
-    model = tiny_detector(finder_cfg(**test_cfg)).eval()
+    model = tiny_detector(finder_cfg(config, **test_cfg)).eval()
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

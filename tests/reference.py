@@ -17,7 +17,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from embedmask_mmdet.converters.authors import to_mmdet
-from embedmask_mmdet.models import EmbedMaskBBoxHead, EmbedMaskMaskHead
+from embedmask_mmdet.models import EmbedMaskBBoxHead, EmbedMaskLocationFrame, EmbedMaskMaskHead
 
 DATA = Path(__file__).parent / 'data'
 NUM_CLASSES = 3
@@ -61,14 +61,14 @@ def draw_state_dict(key_list: str, prefix: str = '') -> dict[str, Tensor]:
 
 
 class Heads(nn.Module):
-    """Our two heads in the reference's small size and with its weights."""
+    """Our two heads and their frame in the reference's small size and with its weights."""
 
     def __init__(self) -> None:
         super().__init__()
         widths = dict(in_channels=32, feat_channels=32)
         self.bbox_head = EmbedMaskBBoxHead(NUM_CLASSES, **widths)
         self.mask_head = EmbedMaskMaskHead(**widths)
-        self.mask_head.share_position(self.bbox_head.position)
+        self.frame = EmbedMaskLocationFrame()
         self.load_state_dict(to_mmdet(draw_state_dict('head_state_dict', prefix='rpn.head.'), self))
 
 

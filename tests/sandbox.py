@@ -15,7 +15,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from tests.tiny import ROOT, draw_shapes, tiny_model_cfg
+from tests.tiny import COCO_CONFIG, PLUS_CONFIG, ROOT, draw_shapes, tiny_model_cfg
 
 COCO_CLASSES = CocoDataset.METAINFO['classes']
 SHRUNK_BY = 8
@@ -41,7 +41,7 @@ def shrink_scales(value: object) -> None:
 def shrink(cfg: Config) -> Config:
     """Keep a config's data, classes and settings, but with the tiny model, and one epoch or two iterations."""
     num_classes, test_cfg = cfg.model.bbox_head.num_classes, cfg.model.test_cfg
-    cfg.model = tiny_model_cfg()
+    cfg.model = tiny_model_cfg(PLUS_CONFIG if cfg.model.frame.type == 'EmbedMaskBoxFrame' else COCO_CONFIG)
     cfg.model.bbox_head.num_classes = num_classes
     cfg.model.test_cfg = test_cfg
     for name in list(cfg):

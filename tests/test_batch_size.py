@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from embedmask_mmdet.models.detector import group_by_pad_shape
+from embedmask_mmdet.models.detector import split_by_pad_shape
 from tests.finder import finder
 from tests.tiny import batch
 
@@ -49,12 +49,26 @@ def test_batches_give_what_single_images_give(model, alone, batches):
             torch.testing.assert_close(results.scores, alone[i].scores, rtol=0, atol=1e-6)
 
 
+def ids_by_size(inputs, data_samples):
+    groups = split_by_pad_shape(inputs, data_samples)
+    return {tuple(images.shape[-2:]): [sample.img_id for sample in samples] for images, samples in groups}
+
+
 def test_images_of_one_padded_size_are_predicted_together(model):
     data = model.data_preprocessor(batch(SIZES, [3] * len(SIZES)))
-    groups = group_by_pad_shape(data['inputs'], data['data_samples'])
-    assert groups == {(128, 160): [0, 5], (128, 96): [1], (64, 224): [2], (160, 64): [3], (128, 128): [4]}
+    assert ids_by_size(data['inputs'], data['data_samples']) == {
+        (128, 160): [1, 6],
+        (128, 96): [2],
+        (64, 224): [3],
+        (160, 64): [4],
+        (128, 128): [5],
+    }
+    for images, samples in split_by_pad_shape(data['inputs'], data['data_samples']):
+        for image, sample in zip(images, samples):
+            height, width = image.shape[1:]
+            assert torch.equal(image, data['inputs'][sample.img_id - 1, :, :height, :width])
 
 
-def test_input_that_no_preprocessor_padded_is_taken_as_it_is():
+def test_images_are_taken_as_they_are_without_a_padded_size():
     data = batch([(64, 96), (64, 96)], [1, 1])
-    assert group_by_pad_shape(torch.stack(data['inputs']), data['data_samples']) == {(64, 96): [0, 1]}
+    assert ids_by_size(torch.stack(data['inputs']), data['data_samples']) == {(64, 96): [1, 2]}

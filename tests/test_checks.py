@@ -2,14 +2,12 @@
 
 import json
 from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from mmdet.datasets import CocoDataset, MultiImageMixDataset
 from mmdet.evaluation import CocoMetric, VOCMetric
-from mmdet.registry import MODELS
 from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
@@ -17,7 +15,6 @@ from mmengine.runner import Runner
 from embedmask_mmdet.engine import EmbedMaskPackagesHook
 from embedmask_mmdet.engine.data_checks import check_dataset, check_metrics
 from embedmask_mmdet.errors import InputError
-from embedmask_mmdet.models import EmbedMaskBBoxHead
 from tests.tiny import CLASSES, ROOT, tiny_cfg, write_tiny_coco
 
 CASES = ROOT.parent / 'shared' / 'cases'
@@ -326,91 +323,6 @@ def test_package_that_is_too_old_for_numpy(tmp_path, monkeypatch):
     EmbedMaskPackagesHook({'good_package': 'a'})
     with pytest.raises(InputError, match=r'package old_package uses np\.gone, which numpy .* Run: pip install a'):
         EmbedMaskPackagesHook({'old_package': 'a'})
-
-
-# Checkpoints
-
-
-@pytest.fixture
-def saved(cfg, tmp_path):
-    """Make the config load a checkpoint with the model's weights after a function has changed them."""
-
-    def save(edit=lambda state_dict: None):
-        state_dict = Runner.from_cfg(cfg).model.state_dict()
-        edit(state_dict)
-        cfg.load_from = str(tmp_path / 'saved.pth')
-        torch.save(dict(state_dict=state_dict), cfg.load_from)
-        return state_dict
-
-    return save
-
-
-def keep_only(prefix):
-    def edit(state_dict):
-        for name in [name for name in state_dict if not name.startswith(prefix)]:
-            del state_dict[name]
-
-    return edit
-
-
-def rename_all(state_dict):
-    for name in list(state_dict):
-        state_dict[f'roi_head.{name}'] = state_dict.pop(name)
-
-
-def add_module_prefix(state_dict):
-    for name in list(state_dict):
-        state_dict[f'module.{name}'] = state_dict.pop(name)
-
-
-@pytest.mark.parametrize('run', ['train', 'test'])
-def test_checkpoint_of_another_model_is_refused(cfg, saved, run):
-    saved(rename_all)
-    message = r'saved\.pth is not a checkpoint of this model: none of its weights .* it has roi_head\.backbone'
-    with pytest.raises(InputError, match=message):
-        getattr(Runner.from_cfg(cfg), run)()
-
-
-@pytest.mark.parametrize(
-    ('prefix', 'missing'),
-    [(('backbone', 'neck'), r'bbox_head\.'), (('bbox_head', 'mask_head', 'frame', 'neck'), r'\(backbone\.')],
-    ids=['heads', 'backbone'],
-)
-def test_part_of_the_weights_is_enough_to_train_but_not_to_test(cfg, saved, prefix, missing):
-    saved(keep_only(prefix))
-    with pytest.raises(InputError, match=rf'saved\.pth is not a checkpoint of this .* it lacks \d+ .*{missing}'):
-        Runner.from_cfg(cfg).test()
-    train(cfg)
-
-
-def test_weights_of_another_frame_are_refused_at_test_but_may_start_a_training(cfg, tmp_path, saved):
-    saved()
-    cfg.model.frame = dict(type='EmbedMaskBoxFrame')
-    message = r'saved\.pth was trained with model\.frame\.type=EmbedMaskLocationFrame, this config has EmbedMaskBoxFr'
-    with pytest.raises(InputError, match=message):
-        Runner.from_cfg(cfg).test()
-    train(cfg)
-    cfg.load_from = str(tmp_path / 'work/epoch_1.pth')
-    Runner.from_cfg(cfg).test()
-
-
-def test_weights_of_distributed_training_are_loaded(cfg, saved):
-    weights = saved(add_module_prefix)
-    runner = Runner.from_cfg(cfg)
-    runner.load_or_resume()
-    assert all(torch.equal(weight, weights[f'module.{name}']) for name, weight in runner.model.state_dict().items())
-
-
-def test_checkpoint_of_a_head_of_ones_own_may_be_tested(cfg, tmp_path):
-    class OwnHead(EmbedMaskBBoxHead):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-
-    with mock.patch.dict(MODELS.module_dict, OwnHead=OwnHead):
-        cfg.model.bbox_head.type = 'OwnHead'
-        train(cfg)
-        cfg.load_from = str(tmp_path / 'work' / 'epoch_1.pth')
-        Runner.from_cfg(cfg).test()
 
 
 @pytest.mark.parametrize('mask_format', ['bitmap', 'rle'])

@@ -60,8 +60,9 @@ def small_run(path: Path, work_dir: Path) -> Config:
     cfg.train_cfg.max_epochs = 1
     cfg.model.backbone.init_cfg = None
     cfg.model.test_cfg.score_thr = 0.0
-    if 'mask_box_nms' in cfg.model.test_cfg:
-        cfg.model.test_cfg.mask_box_nms.min_score = 0.0
+    for refinement in cfg.model.test_cfg.refine:
+        if refinement.type == 'EmbedMaskNMS':
+            refinement.nms.min_score = 0.0
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.data_root = f'{COCO8}/'

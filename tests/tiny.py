@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -15,15 +16,19 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.structures import InstanceData
+from torch import Tensor
+
+from embedmask_mmdet.models import EmbedMask
 
 ROOT = Path(__file__).parents[1]
 COCO_CONFIG = ROOT / 'configs' / 'embedmask_r50_1x_coco.py'
+PLUS_CONFIG = ROOT / 'configs' / 'embedmask-plus_r50_1x_coco.py'
 CLASSES = ('disc', 'rectangle')
 
 
-def tiny_model_cfg(**test_cfg) -> dict:
-    """Shrink the COCO config's model to ResNet-18 with 32 channels, without downloads."""
-    cfg = Config.fromfile(COCO_CONFIG)
+def tiny_model_cfg(config: Path = COCO_CONFIG, **test_cfg) -> dict:
+    """Shrink a COCO config's model to ResNet-18 with 32 channels, without downloads."""
+    cfg = Config.fromfile(config)
     group_norm = dict(type='GN', num_groups=8)
     cfg.merge_from_dict(
         {
@@ -45,6 +50,13 @@ def tiny_model_cfg(**test_cfg) -> dict:
     )
     cfg.model.test_cfg.update(test_cfg)
     return cfg.model
+
+
+def plus_model_cfg(**test_cfg) -> dict:
+    """Shrink EmbedMask plus; no detection is lost to its soft-NMS, however low its score becomes."""
+    cfg = tiny_model_cfg(PLUS_CONFIG, **test_cfg)
+    cfg.test_cfg.refine[-1].nms.min_score = 0.0
+    return cfg
 
 
 def tiny_detector(model_cfg: dict | None = None):
@@ -143,3 +155,15 @@ def batch(sizes: list[tuple[int, int]], num_instances: list[int]) -> dict:
         metainfo = dict(img_id=len(inputs), img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
         data_samples.append(DetDataSample(gt_instances=instances, metainfo=metainfo))
     return dict(inputs=inputs, data_samples=data_samples)
+
+
+def compute_losses(model: EmbedMask, data: dict) -> dict[str, Tensor]:
+    """Compute the losses of a batch from :func:`batch`, which stays as it is."""
+    data = model.data_preprocessor(copy.deepcopy(data), training=True)
+    return model.train().loss(data['inputs'], data['data_samples'])
+
+
+def predict(model: EmbedMask, data: dict) -> list[DetDataSample]:
+    """Detect in a batch from :func:`batch`, which stays as it is."""
+    with torch.no_grad():
+        return model.eval().test_step(copy.deepcopy(data))

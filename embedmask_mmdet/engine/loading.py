@@ -28,11 +28,13 @@ def prepare_checkpoint(runner: Runner, model: EmbedMask, checkpoint: dict) -> No
         InputError: If the weights do not belong to the model.
     """
     weights = checkpoint.get('state_dict', checkpoint)
-    if runner._resume:
-        restore_optimizer_order(model, checkpoint)
     for name in [name for name in weights if name.startswith('module.')]:
         weights[name.removeprefix('module.')] = weights.pop(name)
+    if runner._resume:
+        restore_optimizer_order(model, checkpoint)
     rename_old_weights(weights)
+    # EMAHook exchanges both by name.
+    rename_old_weights(checkpoint.get('ema_state_dict', {}), prefix='module.')
     check_overlap(model, weights, runner._load_from)
     if runner._resume or not isinstance(runner._train_loop, BaseLoop):
         check_complete(runner, model, weights)
@@ -112,7 +114,7 @@ def restore_optimizer_order(model: EmbedMask, checkpoint: dict[str, Any]) -> Non
 
     Args:
         model: To load into.
-        checkpoint: Of a training.
+        checkpoint: Of a training, with the names of its version.
     """
     (old_name,) = OLD_NAMES
     parameters = dict(model.named_parameters())

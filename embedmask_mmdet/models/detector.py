@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import torch
 from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
@@ -133,6 +134,7 @@ class EmbedMask(SingleStageInstanceSegmentor):
         positives = self.frame.place_positives(positives, self.bbox_head.strides[0])
         return losses | self.mask_head.loss_by_feat(pixel_embeds, positives, gt_instances)
 
+    @torch.no_grad()
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
         """Detect and segment.
 
@@ -165,7 +167,7 @@ class EmbedMask(SingleStageInstanceSegmentor):
     @staticmethod
     def _keep_pixel_embeds(samples: list[DetDataSample], pixel_embeds: Tensor) -> None:
         # Copied, so that one image does not hold the memory of its batch.
-        for sample, pixel_embed in zip(samples, pixel_embeds.detach()):
+        for sample, pixel_embed in zip(samples, pixel_embeds):
             sample.pixel_embed = pixel_embed.clone()
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None) -> tuple:

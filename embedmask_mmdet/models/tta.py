@@ -62,7 +62,7 @@ def match_views(kept: InstanceData, results: InstanceData, num_views: int, iou_t
     """Match each object with the detection in each view that has the same class and overlaps most.
 
     Args:
-        kept: The ``K`` detections that NMS leaves: ``bboxes``, ``labels``.
+        kept: The ``K`` detections that NMS leaves.
         results: All ``M`` detections, from :func:`collect_detections`.
         num_views: ``V``.
         iou_threshold: Detections that overlap less are different objects.
@@ -78,6 +78,8 @@ def match_views(kept: InstanceData, results: InstanceData, num_views: int, iou_t
         if len(members):
             best_iou, best = ious[:, members].max(dim=1)
             matches[:, view] = results.instance_ids[members[best]].where(best_iou >= 0, NO_DETECTION)
+    # A box without area overlaps nothing, not even itself.
+    matches[torch.arange(len(kept)), kept.view_ids] = kept.instance_ids
     return matches
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from embedmask_mmdet.models.losses.lovasz_hinge import LovaszHingeLoss, lovasz_hinge
-from tests.reference import DATA, INPUT_SIZE, Heads, features, ground_truth, levels, relative_error
+from tests.reference import DATA, Heads, features, ground_truth, levels, relative_error
 
 OUTPUTS = ('cls_score', 'bbox_pred', 'centerness', 'proposal_embed', 'proposal_margin')
 
@@ -24,41 +24,46 @@ def loss_arrays():
 def trained(heads):
     """One training step: outputs, losses and positives, with gradients of the mask loss kept."""
     heads.train()
-    outs = heads.bbox_head(features())
-    (pixel_embed,) = heads.mask_head(features())
-    kept = [*outs[3], *outs[4], pixel_embed]
+    proposals = heads.bbox_head(features(), heads.frame)
+    pixel_embed = heads.mask_head(features(), heads.frame)
+    kept = [*proposals.proposal_embeds, *proposals.proposal_margins, pixel_embed]
     for tensor in kept:
         tensor.retain_grad()
-    metas = [dict(batch_input_shape=INPUT_SIZE)] * 2
-    losses = heads.bbox_head.loss_by_feat(*outs, ground_truth(), metas)
-    matched_gts = heads.bbox_head._raw_positive_infos['matched_gts']
-    positives = heads.bbox_head.get_positive_infos()
-    losses.update(heads.mask_head.loss_by_feat(pixel_embed, ground_truth(), metas, positives))
+    targets = heads.bbox_head.assign(proposals, ground_truth())
+    losses = heads.bbox_head.loss_by_feat(proposals, targets)
+    positives = heads.bbox_head.pick_positives(proposals, targets, ground_truth())
+    losses.update(heads.mask_head.loss_by_feat(pixel_embed, positives, ground_truth()))
     losses['loss_mask'].backward(retain_graph=True)
-    return dict(outs=outs, pixel_embed=pixel_embed, losses=losses, matched_gts=matched_gts, positives=positives)
+    return dict(proposals=proposals, pixel_embed=pixel_embed, losses=losses, targets=targets, positives=positives)
+
+
+def positives_of(trained, img):
+    return trained['positives'][trained['positives'].img_inds == img]
 
 
 @pytest.mark.parametrize('index, name', enumerate(OUTPUTS))
 def test_training_outputs(heads, index, name):
     arrays = np.load(DATA / 'head.npz')
-    for actual, expected in zip(heads.train().bbox_head(features())[index], levels(arrays, f'train_{name}')):
+    for actual, expected in zip(
+        heads.train().bbox_head(features(), heads.frame)[index], levels(arrays, f'train_{name}')
+    ):
         assert relative_error(actual, expected) < 1e-4
 
 
 def test_pixel_embed(heads):
-    (pixel_embed,) = heads.mask_head(features())
+    pixel_embed = heads.mask_head(features(), heads.frame)
     assert relative_error(pixel_embed, np.load(DATA / 'head.npz')['train_pixel_embed']) < 1e-4
 
 
 def test_boxes_are_in_input_pixels_at_inference(heads):
-    bbox_preds = heads.eval().bbox_head(features())[1]
+    bbox_preds = heads.eval().bbox_head(features(), heads.frame).bbox_preds
     for actual, expected in zip(bbox_preds, levels(np.load(DATA / 'head.npz'), 'eval_bbox_pred')):
         assert relative_error(actual, expected) < 1e-4
 
 
 @pytest.mark.parametrize('img', [0, 1])
 def test_assignment(heads, trained, loss_arrays, img):
-    matched_gt = trained['matched_gts'][img].numpy()
+    matched_gt = trained['targets'][img].gt_inds.numpy()
     np.testing.assert_array_equal(matched_gt, loss_arrays[f'matched_gt{img}'])
     labels = np.append(ground_truth()[img].labels.numpy() + 1, 0)[matched_gt]
     np.testing.assert_array_equal(labels, loss_arrays[f'labels{img}'])
@@ -67,16 +72,16 @@ def test_assignment(heads, trained, loss_arrays, img):
 @pytest.mark.parametrize('img', [0, 1])
 def test_location_of_each_instance(trained, loss_arrays, img):
     chosen = loss_arrays[f'pos_location{img}']
-    positives = trained['positives'][img]
+    positives = positives_of(trained, img)
     np.testing.assert_array_equal(positives.gt_inds, np.flatnonzero(chosen >= 0))
-    embeds = torch.cat([level.flatten(2).transpose(1, 2) for level in trained['outs'][3]], dim=1)
+    embeds = torch.cat([level.flatten(2).transpose(1, 2) for level in trained['proposals'].proposal_embeds], dim=1)
     torch.testing.assert_close(positives.proposal_embed, embeds[img, chosen[chosen >= 0]])
 
 
 @pytest.mark.parametrize('img', [0, 1])
 def test_mask_loss_of_each_instance(heads, trained, loss_arrays, img):
     mask_embed = torch.nn.functional.interpolate(trained['pixel_embed'], scale_factor=2, mode='bilinear')[img]
-    log_prob, target, _ = heads.mask_head._compare_single(mask_embed, trained['positives'][img], ground_truth()[img])
+    log_prob, target, _ = heads.mask_head._compare_single(mask_embed, positives_of(trained, img), ground_truth()[img])
     loss = lovasz_hinge(log_prob, target)
     np.testing.assert_allclose(loss.detach(), loss_arrays[f'loss_per_gt{img}'], rtol=1e-4)
 
@@ -88,7 +93,7 @@ def test_losses(trained, loss_arrays, name):
 
 @pytest.mark.parametrize('index, name', [(3, 'proposal_embed'), (4, 'proposal_margin')])
 def test_gradients_of_proposals(trained, loss_arrays, index, name):
-    grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in trained['outs'][index]]
+    grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in trained['proposals'][index]]
     expected = levels(loss_arrays, f'grad_{name}')
     largest = max(grad.abs().max() for grad in expected)
     for actual, wanted in zip(grads, expected):

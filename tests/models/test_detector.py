@@ -1,65 +1,67 @@
 """What the detector makes of ordinary, empty and odd input, and which settings it refuses."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
 
-from embedmask_mmdet.ops import instance_masks
+from embedmask_mmdet import ops
+from embedmask_mmdet.models import EmbedMaskBBoxHead
+from embedmask_mmdet.models.mask_head import sort_by_score, weigh_locations
+from embedmask_mmdet.models.proposals import ProposalMaps
 from embedmask_mmdet.structures import RLEMasks
-from tests.tiny import batch, tiny_detector, tiny_model_cfg
+from tests.finder import finder
+from tests.tiny import (
+    COCO_CONFIG,
+    PLUS_CONFIG,
+    batch,
+    compute_losses,
+    plus_model_cfg,
+    predict,
+    tiny_detector,
+    tiny_model_cfg,
+)
 
 SIZE = (96, 128)
+PLAIN_KEYS = {'bboxes', 'scores', 'labels', 'masks'}
 
 
-def losses_of(model, data):
-    data = model.data_preprocessor(copy.deepcopy(data), training=True)
-    return model.loss(data['inputs'], data['data_samples'])
-
-
-def predictions_of(model, data):
-    model.eval()
-    with torch.no_grad():
-        return [sample.pred_instances for sample in model.test_step(copy.deepcopy(data))]
+def detect(model, data):
+    return [sample.pred_instances for sample in predict(model, data)]
 
 
 @pytest.mark.parametrize('counts', [[3, 2], [2, 0], [0, 0]], ids=['both', 'one image empty', 'batch empty'])
-@pytest.mark.parametrize('fix_margin', [False, True])
-def test_every_parameter_gets_a_gradient(counts, fix_margin):
-    cfg = tiny_model_cfg()
-    cfg.bbox_head.fix_margin = fix_margin
-    model = tiny_detector(cfg).train()
-    losses = losses_of(model, batch([SIZE, SIZE], counts))
+@pytest.mark.parametrize('model_cfg', [tiny_model_cfg, plus_model_cfg], ids=['paper', 'plus'])
+def test_every_parameter_gets_a_gradient(model_cfg, counts):
+    model = tiny_detector(model_cfg())
+    losses = compute_losses(model, batch([SIZE, SIZE], counts))
     assert set(losses) == {'loss_cls', 'loss_bbox', 'loss_centerness', 'loss_mask'}
     assert all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
-    lacking = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert not lacking
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def test_initial_margin_and_biases():
     model = tiny_detector()
-    _, _, _, _, margins = model.bbox_head([torch.zeros(1, 32, 4, 4)] * 5)
-    assert float(margins[0].mean()) == pytest.approx(0.1733, abs=1e-4)
+    maps = model.bbox_head([torch.zeros(1, 32, 4, 4)] * 5, model.frame)
+    assert float(maps.proposal_margins[0].mean()) == pytest.approx(0.1733, abs=1e-4)
+    assert float(maps.cls_scores[0].sigmoid().mean()) == pytest.approx(0.01, rel=1e-3)
     assert float(model.mask_head.conv_embed.weight.std()) == pytest.approx(0.01, rel=0.2)
     assert not model.mask_head.conv_embed.bias.any()
-
-
-def test_fixed_margin_is_the_initial_one():
-    cfg = tiny_model_cfg()
-    cfg.bbox_head.fix_margin = True
-    margins = tiny_detector(cfg).bbox_head([torch.randn(1, 32, 4, 4)] * 5)[4]
-    torch.testing.assert_close(margins[0], torch.full_like(margins[0], -np.log(0.5) / 4))
 
 
 def test_instance_without_any_positive_location_costs_nothing():
     data = batch([SIZE], [1])
     instances = data['data_samples'][0].gt_instances
     instances.masks.masks[:] = 0
-    losses = losses_of(tiny_detector().train(), data)
+    losses = compute_losses(tiny_detector(), data)
     assert losses['loss_mask'] == 0
     assert losses['loss_bbox'] == 0
 
@@ -70,7 +72,7 @@ def test_padding_of_the_box_limits_the_loss():
     for padding in (-1, 0, 1000):
         cfg = tiny_model_cfg()
         cfg.mask_head.box_padding = padding
-        losses[padding] = float(losses_of(tiny_detector(cfg).train(), data)['loss_mask'])
+        losses[padding] = float(compute_losses(tiny_detector(cfg), data)['loss_mask'])
     assert losses[0] < losses[-1]
     assert losses[1000] == pytest.approx(losses[-1], rel=1e-6)
 
@@ -80,8 +82,8 @@ def test_padding_of_the_box_limits_the_loss():
 def test_detections_fit_their_image(sizes, mask_format):
     model = tiny_detector(tiny_model_cfg(score_thr=0.0, max_per_img=5, mask_format=mask_format))
     data = batch(sizes, [1] * len(sizes))
-    for size, results in zip(sizes, predictions_of(model, data)):
-        assert set(results.keys()) == {'bboxes', 'scores', 'labels', 'masks'}
+    for size, results in zip(sizes, detect(model, data)):
+        assert set(results.keys()) == PLAIN_KEYS
         assert results.masks.shape == (len(results), *size)
         assert results.scores.tolist() == sorted(results.scores.tolist(), reverse=True)
 
@@ -90,7 +92,7 @@ def test_masks_are_the_same_in_both_formats():
     by_format = {}
     for mask_format in ('bitmap', 'rle'):
         model = tiny_detector(tiny_model_cfg(score_thr=0.0, max_per_img=20, mask_format=mask_format))
-        by_format[mask_format] = predictions_of(model, batch([SIZE], [3]))[0]
+        by_format[mask_format] = detect(model, batch([SIZE], [3]))[0]
     assert isinstance(by_format['rle'].masks, RLEMasks)
     assert by_format['bitmap'].masks.any()
     np.testing.assert_array_equal(by_format['rle'].masks.numpy(), by_format['bitmap'].masks.numpy())
@@ -99,12 +101,14 @@ def test_masks_are_the_same_in_both_formats():
 @pytest.mark.parametrize('nms_pre', [3, 1000, -1])
 @pytest.mark.parametrize('score_thr', [0.0, 0.4])
 def test_classes_decide_what_counts_and_centerness_what_is_kept(nms_pre, score_thr):
-    head = tiny_detector().bbox_head
     generator = torch.Generator().manual_seed(0)
-    maps = [torch.randn(channels, 4, 5, generator=generator) for channels in (2, 4, 1, 16, 16)]
-    points = head.prior_generator.single_level_grid_priors((4, 5), 0, device='cpu')
+    maps = [torch.randn(1, channels, 4, 5, generator=generator) for channels in (2, 4, 1, 16, 16)]
+    # Other levels find nothing.
+    proposals = ProposalMaps(*([level] + [torch.full((1, level.shape[1], 1, 1), -math.inf)] * 4 for level in maps))
     cfg = ConfigDict(score_thr=score_thr, nms_pre=nms_pre)
-    actual = head._candidates_single(maps, points, dict(img_shape=(32, 40)), cfg)
+    head = tiny_detector().bbox_head
+    (actual,) = head.predict_by_feat(proposals, [dict(img_shape=(32, 40))], cfg, with_nms=False)
+    maps = [level[0] for level in maps]
     probs, centerness = maps[0].sigmoid(), maps[2].sigmoid()
     expected = sorted(
         (
@@ -122,12 +126,13 @@ def test_classes_decide_what_counts_and_centerness_what_is_kept(nms_pre, score_t
     assert torch.equal(actual.proposal_embed, embeds)
     left = [min(max(8 * x + 4 - float(maps[1][0, y, x]), 0), 40) for *_, y, x in expected]
     np.testing.assert_allclose(actual.bboxes[:, 0], left, rtol=1e-5)
+    assert actual.points.tolist() == [[8 * x + 4, 8 * y + 4] for *_, y, x in expected]
 
 
 @pytest.mark.parametrize('mask_format', ['bitmap', 'rle'])
 def test_no_detections(mask_format):
     model = tiny_detector(tiny_model_cfg(score_thr=0.99, mask_format=mask_format))
-    (results,) = predictions_of(model, batch([SIZE], [1]))
+    (results,) = detect(model, batch([SIZE], [1]))
     assert len(results) == 0
     assert results.masks.shape == (0, *SIZE)
 
@@ -135,9 +140,9 @@ def test_no_detections(mask_format):
 def test_masks_and_boxes_follow_the_original_image():
     model = tiny_detector(tiny_model_cfg(score_thr=0.0, max_per_img=10))
     data = batch([SIZE], [2])
-    (at_input,) = predictions_of(model, data)
+    (at_input,) = detect(model, data)
     data['data_samples'][0].set_metainfo(dict(ori_shape=(192, 256), scale_factor=(0.5, 0.5)))
-    (at_original,) = predictions_of(model, data)
+    (at_original,) = detect(model, data)
     torch.testing.assert_close(at_original.bboxes, at_input.bboxes * 2)
     assert at_original.masks.shape == (10, 192, 256)
 
@@ -145,9 +150,9 @@ def test_masks_and_boxes_follow_the_original_image():
 def test_results_do_not_depend_on_the_batch():
     model = tiny_detector(tiny_model_cfg(score_thr=0.0, max_per_img=10))
     data = batch([SIZE, SIZE], [2, 2])
-    together = predictions_of(model, data)
+    together = detect(model, data)
     for i, expected in enumerate(together):
-        (alone,) = predictions_of(model, {key: values[i : i + 1] for key, values in data.items()})
+        (alone,) = detect(model, {key: values[i : i + 1] for key, values in data.items()})
         torch.testing.assert_close(alone.scores, expected.scores)
         assert (alone.masks != expected.masks).float().mean() < 1e-4
 
@@ -164,29 +169,23 @@ def test_deformable_last_convolutions_start_as_ordinary_ones():
     offsets = [m.conv_offset for m in model.modules() if hasattr(m, 'conv_offset')]
     assert len(offsets) == 3
     assert not any(conv.weight.any() for conv in offsets)
-    sum(losses_of(model, batch([SIZE], [2])).values()).backward()
-
-
-def test_locations_are_one_parameter():
-    model = tiny_detector()
-    assert [name for name, _ in model.named_parameters() if 'position' in name] == ['bbox_head.position.scale']
-    clone = copy.deepcopy(model)
-    assert clone.mask_head._position[0] is clone.bbox_head.position
+    sum(compute_losses(model, batch([SIZE], [2])).values()).backward()
 
 
 @pytest.mark.parametrize(
     'part, setting, message',
     [
-        ('test_cfg', dict(mask_thr=0.0), 'mask_thr is a probability'),
-        ('test_cfg', dict(mask_thr=1.5), 'mask_thr is a probability'),
+        ('test_cfg', dict(mask_thr=0.0), 'mask_thr must be a probability between 0 and 1, got 0.0'),
+        ('test_cfg', dict(mask_thr=1.5), 'mask_thr must be a probability between 0 and 1, got 1.5'),
         ('test_cfg', dict(mask_format='polygon'), r"mask_format must be one of \['bitmap', 'rle'\], got 'polygon'"),
         ('mask_head', dict(embed_dim=8), 'same embed_dim, got 16 in bbox_head and 8 in mask_head'),
         ('mask_head', dict(mask_scale=3), 'mask_scale must divide stride 8'),
-        ('mask_head', dict(stride=6), 'stride must be that of the finest level, or of one that is 2, 4'),
-        ('mask_head', dict(stride=16), 'stride must be that of the finest level, or of one that is 2, 4'),
+        ('mask_head', dict(stride=6), 'stride must be that of the finest level of bbox_head, or 2, 4, ... times finer'),
+        ('mask_head', dict(stride=16), 'stride must be that of the finest level of bbox_head, or 2, 4, ... times'),
         ('bbox_head', dict(embed_dim=1), 'embed_dim must be at least 2'),
-        ('bbox_head', dict(prior_margin=0), 'prior_margin must be above 0'),
-        ('bbox_head', dict(coord_scale=-1), 'coord_scale must be above 0'),
+        ('bbox_head', dict(initial_distance=-1), 'initial_distance must be at least 0, got -1'),
+        ('frame', dict(prior_margin=0), 'prior_margin must be above 0'),
+        ('frame', dict(coord_scale=-1), 'coord_scale must be above 0'),
     ],
 )
 def test_impossible_settings_are_named(part, setting, message):
@@ -200,66 +199,134 @@ def test_necks_with_other_levels_than_the_heads_are_named():
     cfg = tiny_model_cfg()
     cfg.mask_head.stride = 4
     with pytest.raises(ValueError, match='the neck gives 5 levels, the heads need 6, with strides from 4 to 128'):
-        losses_of(tiny_detector(cfg).train(), batch([SIZE], [2]))
+        compute_losses(tiny_detector(cfg), batch([SIZE], [2]))
 
 
-@pytest.mark.parametrize('sample_in_mask', [True, False])
-def test_data_without_masks_are_named(sample_in_mask):
+@pytest.mark.parametrize('model_cfg', [tiny_model_cfg, plus_model_cfg], ids=['paper', 'plus'])
+def test_data_without_masks_are_named(model_cfg):
     data = batch([SIZE], [2])
     del data['data_samples'][0].gt_instances.masks
-    cfg = tiny_model_cfg()
-    cfg.bbox_head.sample_in_mask = sample_in_mask
     with pytest.raises(ValueError, match='with_mask=True'):
-        losses_of(tiny_detector(cfg).train(), data)
+        compute_losses(tiny_detector(model_cfg()), data)
 
 
-def test_checkpoint_of_another_embedding_dimension_is_refused():
-    cfg = tiny_model_cfg()
-    cfg.bbox_head.embed_dim = cfg.mask_head.embed_dim = 8
-    state_dict = tiny_detector(cfg).state_dict()
-    with pytest.raises(ValueError, match='the checkpoint has embed_dim=8'):
-        tiny_detector().load_state_dict(state_dict, strict=False)
-
-
-def test_prediction_with_weights_of_another_model_is_refused():
+def test_proposals_and_pixels_are_embedded_in_one_frame():
     model = tiny_detector()
-    model.load_state_dict({'backbone.conv1.weight': model.backbone.conv1.weight}, strict=False)
-    with pytest.raises(RuntimeError, match='not one of this model: it lacks'):
-        predictions_of(model, batch([SIZE], [1]))
-    losses_of(model.train(), batch([SIZE], [1]))
-    predictions_of(model, batch([SIZE], [1]))
+    assert [name for name, _ in model.named_parameters() if name.startswith('frame')] == ['frame.scale']
+    feats = [torch.randn(1, 32, size, size) for size in (8, 4, 2, 1, 1)]
+    with torch.no_grad():
+        before = model.bbox_head(feats, model.frame).proposal_embeds[0], model.mask_head(feats, model.frame)
+        model.frame.scale.mul_(3)
+        after = model.bbox_head(feats, model.frame).proposal_embeds[0], model.mask_head(feats, model.frame)
+    points = torch.arange(8) * 8 + 4
+    for old, new in zip(before, after):
+        moved = (new - old)[0]
+        torch.testing.assert_close(moved[0], 2 * points.expand(8, 8) / 100)
+        torch.testing.assert_close(moved[1], 2 * points[:, None].expand(8, 8) / 100)
+        assert not moved[2:].any()
 
 
-def test_embeddings_are_kept_where_asked_for():
-    (plain,), (kept,) = (
-        predictions_of(tiny_detector(tiny_model_cfg(score_thr=0.0, max_per_img=5, keep_embed=keep)), batch([SIZE], [3]))
-        for keep in (False, True)
-    )
-    assert set(plain.keys()) == {'bboxes', 'scores', 'labels', 'masks'}
-    assert kept.proposal_embed.shape == kept.proposal_margin.shape == (5, 16)
-    assert kept.pixel_embed.shape == (16, SIZE[0] // 8, SIZE[1] // 8)
-    masks = instance_masks(
-        kept.pixel_embed,
-        kept.proposal_embed,
-        kept.proposal_margin,
-        kept.bboxes,
-        stride=8,
+@pytest.mark.parametrize('prior_margin', [1.0, 2.0])
+def test_initial_margin_is_that_of_the_frame(prior_margin):
+    cfg = tiny_model_cfg()
+    cfg.frame.prior_margin = prior_margin
+    model = tiny_detector(cfg)
+    margins = model.bbox_head([torch.zeros(1, 32, 2, 2)] * 5, model.frame).proposal_margins[0]
+    torch.testing.assert_close(margins, torch.full_like(margins, math.log(2) / prior_margin**2))
+
+
+@pytest.mark.parametrize('initial_distance', [0.5, 2.0])
+def test_boxes_have_a_size_from_the_start(initial_distance):
+    cfg = tiny_model_cfg()
+    cfg.bbox_head.initial_distance = initial_distance
+    model = tiny_detector(cfg).train()
+    feats = [torch.zeros(1, 32, size, size) for size in (8, 4, 2, 1, 1)]
+    for level in model.bbox_head(feats, model.frame).bbox_preds:
+        torch.testing.assert_close(level, torch.full_like(level, initial_distance))
+
+
+@pytest.mark.parametrize('model_cfg', [tiny_model_cfg, plus_model_cfg], ids=['paper', 'plus'])
+@pytest.mark.parametrize('training', [True, False])
+def test_distances_and_embeddings_stay_float32_under_autocast(model_cfg, training):
+    model = tiny_detector(model_cfg()).train(training)
+    inputs = torch.randn(1, 3, 64, 64)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        *outs, pixel_embeds = model(inputs, mode='tensor')
+    proposals = ProposalMaps(*outs)
+    # Without that, the test would show nothing.
+    assert {level.dtype for level in proposals.cls_scores} == {torch.bfloat16}
+    for maps in (proposals.bbox_preds, proposals.proposal_embeds, proposals.proposal_margins, [pixel_embeds]):
+        assert {level.dtype for level in maps} == {torch.float32}
+
+
+def test_locations_far_from_the_center_of_an_instance_are_background():
+    """Center sampling (FCOS, section 3.1) keeps locations within 1.5 strides of the center."""
+    head = EmbedMaskBBoxHead(2, 32, feat_channels=32)
+    sizes = [(32 // 2**level, 32 // 2**level) for level in range(5)]
+    proposals = ProposalMaps(*([torch.zeros(1, 1, *size) for size in sizes] for _ in range(5)))
+    masks = BitmapMasks(np.ones((1, 256, 256), np.uint8), 256, 256)
+    instances = InstanceData(bboxes=torch.tensor([[64.0, 64, 164, 164]]), labels=torch.tensor([1]), masks=masks)
+    (targets,) = head.assign(proposals, [instances])
+    points = torch.cat(head.prior_generator.grid_priors(sizes, device='cpu'))
+    positive = targets.gt_inds == 0
+    assert positive.any()
+    # Locations of strides 8 and 16 have a side of the box in their level's range.
+    distances = (points - 114).abs().amax(dim=1)
+    assert (distances[positive] < 1.5 * 16).all()
+    assert torch.equal(targets.labels, torch.where(positive, 1, 2))
+
+
+def test_instances_have_the_same_weight_however_many_locations_they_have():
+    weights = weigh_locations(torch.tensor([3, 0, 3, 3, 1]))
+    torch.testing.assert_close(weights, torch.tensor([1 / 9, 1 / 3, 1 / 9, 1 / 9, 1 / 3]))
+    assert weigh_locations(torch.zeros(0, dtype=torch.long)).shape == (0,)
+
+
+def test_detections_are_sorted_best_first_and_equal_ones_keep_their_order():
+    results = InstanceData(scores=torch.tensor([0.2, 0.9, 0.2, 0.5]), labels=torch.arange(4))
+    assert sort_by_score(results).labels.tolist() == [1, 3, 0, 2]
+    in_order = InstanceData(scores=torch.tensor([0.9, 0.5, 0.5]), labels=torch.arange(3))
+    assert sort_by_score(in_order) is in_order
+
+
+@pytest.mark.parametrize('config', [COCO_CONFIG, PLUS_CONFIG], ids=['paper', 'plus'])
+def test_kept_embeddings_have_no_graph_and_make_the_masks(config):
+    model = finder(config, keep_embed=True)
+    # Outside of no_grad, where a graph would hold the memory of the network.
+    (sample,) = model.test_step(batch([SIZE], [3]))
+    results = sample.pred_instances
+    assert set(results.keys()) == {*PLAIN_KEYS, 'points', 'crop_bboxes', 'proposal_embed', 'proposal_margin'}
+    assert not any(results[name].requires_grad for name in set(results.keys()))
+    stride = model.mask_head.stride
+    assert sample.pixel_embed.shape == (16, SIZE[0] // stride, SIZE[1] // stride)
+    assert not sample.pixel_embed.requires_grad
+    best = copy.deepcopy(sample).pred_instances[:2]
+    assert len(best) == 2
+    assert best.proposal_embed.shape == best.proposal_margin.shape == (2, 16)
+    assert best.points.shape == (2, 2)
+    masks = ops.instance_masks(
+        sample.pixel_embed,
+        results.proposal_embed,
+        results.proposal_margin,
+        results.crop_bboxes,
+        stride=stride,
         img_shape=SIZE,
         ori_shape=SIZE,
+        mask_thr=model.mask_head.mask_thr,
+        upscale=model.mask_head.mask_scale,
+        resize_prob=model.mask_head.resize_prob,
     )
-    assert torch.equal(masks, plain.masks)
-    assert kept[:2].pixel_embed.shape == kept.pixel_embed.shape
+    assert torch.equal(masks, results.masks)
+    assert masks.any()
 
 
-def test_embed_reduce_factor_divides_the_features_of_embeddings():
-    cfg = tiny_model_cfg()
-    feats = [torch.randn(1, 32, 4, 4)] * 5
-    detectors = [tiny_detector(cfg)]
-    cfg.bbox_head.embed_reduce_factor = cfg.mask_head.embed_reduce_factor = 4.0
-    detectors.append(tiny_detector(cfg))
-    for name, index in (('bbox_head', 3), ('mask_head', 0)):
-        position = detectors[0].bbox_head.position((4, 4), 8)
-        whole, part = (getattr(model, name)(feats)[index] for model in detectors)
-        whole, part = (maps[0] if isinstance(maps, list) else maps for maps in (whole, part))
-        torch.testing.assert_close(part[:, :2] - position, (whole[:, :2] - position) / 4)
-        torch.testing.assert_close(part[:, 2:], whole[:, 2:] / 4)
+def test_embeddings_are_not_kept_without_being_asked_for():
+    (sample,) = finder(PLUS_CONFIG).test_step(batch([SIZE], [3]))
+    assert set(sample.pred_instances.keys()) == PLAIN_KEYS
+    assert 'pixel_embed' not in sample
+    assert not sample.pred_instances.scores.requires_grad
+
+
+def test_kept_pixel_embeddings_do_not_hold_the_memory_of_their_batch():
+    for sample in predict(finder(keep_embed=True), batch([SIZE, SIZE], [2, 2])):
+        assert sample.pixel_embed.untyped_storage().nbytes() == sample.pixel_embed.nbytes

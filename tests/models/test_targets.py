@@ -10,7 +10,6 @@ from mmengine.structures import InstanceData
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from embedmask_mmdet.targets import (
-    aligned_ious,
     assign_locations,
     best_candidates,
     gt_masks,
@@ -169,9 +168,3 @@ def test_best_candidates_of_each_instance(seed, count, num_gts, num_best):
     assert best_candidates(*arguments, num_best).tolist() == expected
     if num_best == 1:
         assert best_candidates(*arguments).tolist() == expected
-
-
-def test_iou_counts_pixels_at_both_ends():
-    bboxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 9.0]])
-    gt_bboxes = torch.tensor([[0.0, 0.0, 9.0, 4.0], [20.0, 20.0, 29.0, 29.0]])
-    torch.testing.assert_close(aligned_ious(bboxes, gt_bboxes), torch.tensor([0.5, 0.0]))

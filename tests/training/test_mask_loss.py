@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from embedmask_mmdet.analysis import plain_loss
 from embedmask_mmdet.models import EmbedMaskMaskHead
 from embedmask_mmdet.models.losses.lovasz_hinge import LovaszHingeLoss, has_error, hinge_errors, lovasz_hinge
-from embedmask_mmdet.targets import aligned_ious, best_candidates
 from tests.reference import DATA
 
 # No foreground pixel's error equals a background pixel's: which of two such comes first would be anybody's choice.
@@ -95,6 +94,13 @@ def make_case(seed=0, counts=(3, 2), grid=(12, 16), margin=0.3):
     return pixel_embeds.requires_grad_(), positive_infos, gts
 
 
+def join(positive_infos):
+    """Join the positives of all images, as the mask head takes them."""
+    for img, info in enumerate(positive_infos):
+        info.img_inds = torch.full_like(info.gt_inds, img)
+    return InstanceData.cat(positive_infos)
+
+
 def leaves(pixel_embeds, positive_infos):
     return [pixel_embeds, *(info[name] for info in positive_infos for name in ('proposal_embed', 'proposal_margin'))]
 
@@ -107,7 +113,7 @@ def head(**loss_mask):
 @pytest.mark.parametrize('margin', [0.05, 0.3, 5.0])
 def test_whole_mask_loss_equals_the_plain_formulation(counts, margin):
     pixel_embeds, positive_infos, gts = make_case(counts=counts, margin=margin)
-    loss = head().loss_by_feat(pixel_embeds, gts, [], positive_infos)['loss_mask']
+    loss = head().loss_by_feat(pixel_embeds, join(positive_infos), gts)['loss_mask']
     masks = [torch.from_numpy(gt.masks.masks) for gt in gts]
     expected = plain_loss.mask_loss(pixel_embeds, masks, positive_infos)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -124,31 +130,10 @@ def test_polygons_and_bitmaps_cost_the_same():
     polygon = np.array([10.0, 10, 60, 10, 60, 50, 10, 50])
     polygons = PolygonMasks([[polygon]] * 2, *gts[0].masks.masks.shape[1:])
     losses = [
-        head().loss_by_feat(pixel_embeds, [InstanceData(masks=masks)], [], positive_infos)['loss_mask']
+        head().loss_by_feat(pixel_embeds, join(positive_infos), [InstanceData(masks=masks)])['loss_mask']
         for masks in (polygons, BitmapMasks(polygons.to_ndarray(), *polygons.to_ndarray().shape[1:]))
     ]
     assert losses[0] == losses[1]
-
-
-def best_locations(gt_inds, bboxes, gt_bboxes):
-    """Find each instance's candidate with the highest IoU in a loop; instances without candidates are left out."""
-    chosen = []
-    for gt_ind, gt_bbox in enumerate(gt_bboxes):
-        candidates = (gt_inds == gt_ind).nonzero().squeeze(1)
-        if len(candidates):
-            ious = aligned_ious(bboxes[candidates], gt_bbox.expand(len(candidates), 4))
-            chosen.append(int(candidates[ious.argmax()]))
-    return chosen
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=20))
-@settings(deadline=None, max_examples=100)
-def test_best_location_of_each_instance(candidates):
-    gt_inds = torch.tensor([gt_ind for gt_ind, _ in candidates], dtype=torch.long)
-    corners = torch.tensor([[0.0, 0, 9, 5 + size] for _, size in candidates]).reshape(-1, 4)
-    gt_bboxes = torch.tensor([[0.0, 0, 9, 9]]).expand(6, 4)
-    ious = aligned_ious(corners, gt_bboxes[gt_inds])
-    assert best_candidates(gt_inds, ious, 6).tolist() == best_locations(gt_inds, corners, gt_bboxes)
 
 
 class OpCounter(TorchDispatchMode):
@@ -164,7 +149,7 @@ class OpCounter(TorchDispatchMode):
 def count_ops(counts):
     pixel_embeds, positive_infos, gts = make_case(counts=counts)
     with OpCounter() as counter:
-        head().loss_by_feat(pixel_embeds, gts, [], positive_infos)['loss_mask'].backward()
+        head().loss_by_feat(pixel_embeds, join(positive_infos), gts)['loss_mask'].backward()
     return counter.names
 
 
@@ -204,7 +189,7 @@ def test_finite_always(proposal, pixel, margin, foreground, dtype, autocast, kee
     )
     gt = InstanceData(masks=BitmapMasks(masks, 64, 64))
     with torch.autocast('cpu', dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-        loss = head(keep_saturated_grad=keep_saturated_grad).loss_by_feat(pixel_embeds, [gt], [], [info])['loss_mask']
+        loss = head(keep_saturated_grad=keep_saturated_grad).loss_by_feat(pixel_embeds, join([info]), [gt])['loss_mask']
     assert loss.isfinite()
     assert loss.dtype == torch.float32
     grads = torch.autograd.grad(loss, leaves(pixel_embeds, [info]))
@@ -215,9 +200,9 @@ def test_finite_always(proposal, pixel, margin, foreground, dtype, autocast, kee
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_autocast_changes_nothing(dtype):
     pixel_embeds, positive_infos, gts = make_case()
-    expected = head().loss_by_feat(pixel_embeds, gts, [], positive_infos)['loss_mask']
+    expected = head().loss_by_feat(pixel_embeds, join(positive_infos), gts)['loss_mask']
     with torch.autocast('cpu', dtype=dtype):
-        loss = head().loss_by_feat(pixel_embeds, gts, [], positive_infos)['loss_mask']
+        loss = head().loss_by_feat(pixel_embeds, join(positive_infos), gts)['loss_mask']
     assert loss == expected
 
 

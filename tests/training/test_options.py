@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from mmengine.hooks import EMAHook
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from tests.tiny import write_tiny_coco
@@ -53,9 +52,7 @@ def test_gradient_accumulation(data_root, tmp_path, ordinary):
 def test_ema(data_root, tmp_path):
     cfg = small_cfg(data_root, tmp_path, epochs=2)
     cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.5))
-    runner = train(cfg)
-    ema = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model.module
-    assert ema.mask_head._position[0] is ema.bbox_head.position
+    train(cfg)
     checkpoint = torch.load(tmp_path / 'epoch_2.pth', weights_only=True)
     averaged = {name.removeprefix('module.'): weight for name, weight in checkpoint['ema_state_dict'].items()}
     averaged.pop('steps')

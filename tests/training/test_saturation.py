@@ -20,7 +20,7 @@ class SharpenMargins(Hook):
 
 def last_mask_loss(data_root, work_dir, keep_saturated_grad):
     cfg = small_cfg(data_root, work_dir, epochs=60, interval=100)
-    cfg.model.bbox_head.coord_scale = 16
+    cfg.model.frame.coord_scale = 16
     cfg.model.mask_head.loss_mask.keep_saturated_grad = keep_saturated_grad
     cfg.optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3), clip_grad=dict(max_norm=10))
     cfg.param_scheduler = None

@@ -66,9 +66,10 @@ class LogProbLoss(nn.Module, metaclass=ABCMeta):
 
         Args:
             log_prob: Float32 ``(N, h, w)``, log-probability of each pixel to belong to the instance: at most 0, and
-                finite for finite weights. Pixels that must not count have :data:`SURELY_OUTSIDE` and target 0;
-                no gradient flows back from them.
-            target: ``(N, h, w)`` of the dtype that :meth:`make_target` returns.
+                finite for finite weights. It may be exactly 0, so clamp it before ``log(1 - exp(log_prob))``. Pixels
+                that must not count have :data:`SURELY_OUTSIDE` and target 0; no gradient flows back from them.
+            target: ``(N, h, w)`` of the dtype that :meth:`make_target` returns: bool from :func:`mask_targets`,
+                float32 from :func:`mask_coverage`. ``N`` may be 0.
 
         Returns:
             Float32 tensor ``(N,)``.
