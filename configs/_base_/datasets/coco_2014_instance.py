@@ -1,5 +1,5 @@
 # COCO in the folders of 2014, as the authors of EmbedMask use it. The images of train2014 and valminusminival are those
-# of train2017, and minival is val2017. `tools/dataset_converters/coco2014.py` writes both lists; COCO does not offer them.
+# of train2017, and minival is val2017. `tools/dataset_converters/coco2014.py` writes both lists, which COCO lacks.
 # To use it, list this file in `_base_` and take `_base_.coco2014`, as embedmask_r50_1x_coco2014.py does.
 coco2014_root = 'data/coco/'
 coco2014 = dict(
