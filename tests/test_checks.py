@@ -1,12 +1,13 @@
 """Bad data, checkpoints and packages stop a run with an error that names them. Unusual data do not."""
 
 import json
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset, MultiImageMixDataset
 from mmdet.evaluation import CocoMetric, VOCMetric
 from mmdet.registry import MODELS
 from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
@@ -130,7 +131,11 @@ def test_images_that_are_missing(data_root):
 
 def test_image_folder_that_is_missing(data_root):
     (data_root / 'images').rename(data_root / 'pictures')
-    with pytest.raises(InputError, match=r'image folder .*images of CocoDataset .* does not exist \(working folder: /'):
+    message = r'image folder .*images of CocoDataset .* does not exist \(working folder: /'
+    with pytest.raises(InputError, match=message):
+        check_dataset(build_dataset(data_root), num_classes=2)
+    (data_root / 'images').touch()
+    with pytest.raises(InputError, match=message):
         check_dataset(build_dataset(data_root), num_classes=2)
 
 
@@ -166,11 +171,24 @@ def test_instances_without_masks(data_root, annotations):
         check_dataset(build_dataset(data_root), num_classes=2)
 
 
-@pytest.mark.parametrize('wrap', [lambda good, bad: RepeatDataset(bad, 2), lambda *both: ConcatDataset(both)])
+WRAPPERS = {
+    'RepeatDataset': lambda dataset: RepeatDataset(dataset, 2),
+    'MultiImageMixDataset': lambda dataset: MultiImageMixDataset(dataset, pipeline=[]),
+    'ConcatDataset': lambda dataset: ConcatDataset([dataset, dataset]),
+    'wrapper of ConcatDataset': lambda dataset: SimpleNamespace(dataset=ConcatDataset([dataset, dataset])),
+}
+
+
+@pytest.mark.parametrize('wrap', WRAPPERS.values(), ids=WRAPPERS)
 def test_wrapped_datasets_are_checked(data_root, wrap):
+    with pytest.raises(InputError, match=r'CocoDataset .*annotations\.json has only 1 of the 2 classes'):
+        check_dataset(wrap(build_dataset(data_root, classes=('disc', 'rectangel'))), num_classes=2)
+
+
+def test_all_concatenated_datasets_are_checked(data_root):
     good, bad = build_dataset(data_root), build_dataset(data_root, data_prefix=dict(img='nowhere/'))
     with pytest.raises(InputError, match='image folder .*nowhere'):
-        check_dataset(wrap(good, bad), num_classes=2)
+        check_dataset(ConcatDataset([good, bad]), num_classes=2)
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason='no ../shared/cases')
@@ -228,7 +246,7 @@ def remove_file_names(content):
     [(rename_images, r'1\.png, 2\.png'), (remove_first_image, r'1\.png')],
     ids=['other file names', 'missing id'],
 )
-@pytest.mark.parametrize('wrap', [lambda dataset: dataset, lambda dataset: RepeatDataset(dataset, 2)])
+@pytest.mark.parametrize('wrap', [lambda dataset: dataset, WRAPPERS['MultiImageMixDataset']], ids=['bare', 'wrapped'])
 def test_metric_with_the_annotations_of_other_images(data_root, tmp_path, edit, images, wrap):
     evaluator = Evaluator(CocoMetric(write_annotations(tmp_path / 'other.json', data_root, edit)))
     message = rf'annotation file of val_evaluator .* has no images {images} with the same ids\. Set val_evaluator\.ann_'

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from embedmask_mmdet.models.lovasz_hinge_loss import LovaszHingeLoss, lovasz_hinge
+from embedmask_mmdet.models.losses.lovasz_hinge import LovaszHingeLoss, lovasz_hinge
 from tests.reference import DATA, INPUT_SIZE, Heads, features, ground_truth, levels, relative_error
 
 OUTPUTS = ('cls_score', 'bbox_pred', 'centerness', 'proposal_embed', 'proposal_margin')

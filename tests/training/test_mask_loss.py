@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from embedmask_mmdet.models.lovasz_hinge_loss import LovaszHingeLoss, lovasz_hinge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmdet.registry import MODELS
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from embedmask_mmdet.analysis import plain_loss
 from embedmask_mmdet.models import EmbedMaskMaskHead
+from embedmask_mmdet.models.losses.lovasz_hinge import LovaszHingeLoss, has_error, hinge_errors, lovasz_hinge
 from embedmask_mmdet.targets import aligned_ious, best_candidates
 from tests.reference import DATA
 
@@ -250,3 +250,50 @@ def test_saturated_pixels_keep_their_gradient_on_request():
     assert grad[0, 0, 1:3].tolist() == [0, 0]
     torch.testing.assert_close(kept_grad[0, 0, 1:3], torch.tensor([-1 / 3, -1 / 3]))
     assert grad[0, 0, 0] == kept_grad[0, 0, 0] != 0
+
+
+def test_saturated_pixels_are_ordered_by_their_own_distance():
+    # Both foreground pixels are farther off than the background pixel, which adds nothing after them.
+    log_prob = torch.tensor([[[0.0, -25.0, -1e6]]])
+    target = torch.tensor([[[False, True, True]]])
+    loss = LovaszHingeLoss(loss_weight=1.0, reduction='none', keep_saturated_grad=True)
+    losses, grad = value_and_grad(loss, log_prob, target)
+    assert losses.item() == pytest.approx(1 - math.log(1e-9), rel=1e-6)
+    torch.testing.assert_close(grad[0, 0], torch.tensor([0.0, -0.5, -0.5]))
+
+
+def test_pixels_on_their_side_by_a_margin_are_left_out():
+    prob = torch.linspace(0.001, 0.999, 999)
+    for target in (torch.ones_like(prob) > 0, torch.zeros_like(prob) > 0):
+        # sigmoid(1) is 0.731, sigmoid(-1) is 0.269.
+        assert torch.equal(has_error(prob.log(), target), prob < 0.7311 if target[0] else prob > 0.2689)
+        assert torch.equal(has_error(prob.log(), target), hinge_errors(prob.log(), target) > 0)
+
+
+def test_one_pixel_on_each_side_by_hand():
+    # Logits are 0: both errors are 1. Together the pixels cost the whole Jaccard loss, the background one half of it.
+    log_prob, target = torch.full((1, 1, 2), math.log(0.5)), torch.tensor([[[True, False]]])
+    assert LovaszHingeLoss()(log_prob, target).item() == pytest.approx(0.5)
+    assert LovaszHingeLoss(loss_weight=1.0)(log_prob, target).item() == pytest.approx(1.0)
+
+
+def test_an_instance_without_foreground_costs_its_worst_pixel():
+    log_prob = torch.tensor([[0.5, 0.9, 0.2]]).log()
+    loss = lovasz_hinge(log_prob, torch.zeros(1, 3, dtype=torch.bool))
+    assert loss.item() == pytest.approx(1 + math.log(9))
+
+
+def test_losses_of_instances_are_weighted_and_averaged():
+    loss = LovaszHingeLoss(loss_weight=0.25)
+    rng = torch.Generator().manual_seed(0)
+    log_prob, target = -torch.rand(3, 5, 5, generator=rng), torch.rand(3, 5, 5, generator=rng) < 0.5
+    each = loss(log_prob, target, reduction_override='none')
+    weight = torch.tensor([1.0, 0.0, 2.0])
+    torch.testing.assert_close(loss(log_prob, target), each.mean())
+    torch.testing.assert_close(loss(log_prob, target, reduction_override='sum'), each.sum())
+    torch.testing.assert_close(loss(log_prob, target, weight, avg_factor=4), (each * weight).sum() / 4)
+
+
+def test_targets_must_be_bool():
+    with pytest.raises(TypeError, match='float32'):
+        LovaszHingeLoss()(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))

@@ -9,13 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#ifdef __CUDACC__
-#define EMBEDMASK_HOST_DEVICE __host__ __device__ __forceinline__
-#elif defined(__GNUC__)
-#define EMBEDMASK_HOST_DEVICE inline __attribute__((always_inline))
-#else
-#define EMBEDMASK_HOST_DEVICE inline
-#endif
+#include "host_device.hpp"
 
 namespace embedmask {
 
