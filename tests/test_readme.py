@@ -78,6 +78,8 @@ RULES = {
     'make test': Rule(covered_by='tests/test_tools.py::test_make_lists_its_targets'),
     'make test-slow': Rule(covered_by='tests/test_tools.py::test_make_lists_its_targets'),
     'setup.py': Rule(covered_by='tests/test_setup.py::test_fresh_clone_is_set_up'),
+    'mutmut': Rule(covered_by='tests/test_tools.py::test_make_lists_its_targets'),
+    'make mutants': Rule(covered_by='tests/test_tools.py::test_make_lists_its_targets'),
     'make lint': Rule(covered_by='tests/test_tools.py::test_make_lists_its_targets'),
     'tools/train.py': TRAIN,
     'tools/test.py': TEST,
