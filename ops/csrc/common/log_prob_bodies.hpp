@@ -59,7 +59,7 @@ struct PixelGradientBody {
   }
 };
 
-// Sums over pixels of grad * difference and grad * difference ** 2; doubles, as they are over all pixels.
+// Sums over pixels of grad * difference and grad * difference ** 2. Floats are inexact over many pixels.
 struct ProposalSums {
   double embed, margin;
 };
@@ -74,7 +74,7 @@ struct ProposalGradientBody {
 
   EMBEDMASK_HOST_DEVICE int64_t blocks() const { return e.instances * e.channels; }
 
-  // Returns the sums of a block's thread, over every `threads`-th pixel.
+  // Add up every `threads`-th pixel, from pixel `thread` on.
   EMBEDMASK_HOST_DEVICE ProposalSums sums(int64_t at, int64_t thread, int64_t threads) const {
     const int64_t n = at / e.channels, c = at % e.channels;
     ProposalSums sums{0, 0};
@@ -89,7 +89,7 @@ struct ProposalGradientBody {
     return sums;
   }
 
-  // Stores the gradients, given the sums of all threads.
+  // Store the gradients, given the sums of all threads.
   EMBEDMASK_HOST_DEVICE void store(int64_t at, const ProposalSums& total) const {
     grad_proposal_embed[at] = static_cast<T>(2 * e.proposal_margin[at] * total.embed);
     grad_proposal_margin[at] = static_cast<T>(-total.margin);

@@ -23,7 +23,7 @@ __global__ void run_body(Body body, int64_t rows) {
   }
 }
 
-// Runs all pieces of work of all rows, of which none has more than `max_size`.
+// Run the work of all rows, of which none has more than `max_size` pieces.
 template <typename Body>
 void launch(const Body& body, int64_t rows, int64_t max_size) {
   if (rows == 0 || max_size == 0) return;

@@ -11,7 +11,7 @@ using namespace embedmask;
 
 constexpr int kWarp = 32;
 
-// Returns the sum over the block in thread 0.
+// Return the sum over the block in thread 0.
 __device__ double block_sum(double value) {
   __shared__ double warps[kThreads / kWarp];
   for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffff, value, offset);

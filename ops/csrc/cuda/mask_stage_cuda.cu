@@ -1,4 +1,4 @@
-// From embeddings to masks or run lengths inside each box: the cells of all boxes first, then their pixels.
+// From embeddings to masks or run lengths inside each box: first the cells of all boxes, then their pixels.
 #include <c10/cuda/CUDAGuard.h>
 
 #include "../common/mask_bodies.hpp"
@@ -35,7 +35,7 @@ struct DeviceAxis {
   }
 };
 
-// The values of all boxes' cells, and what the next kernel needs to read them.
+// Values of all boxes' cells, and what the next kernel needs to read them.
 struct Cells {
   AxisTable row_table, col_table;
   DeviceAxis rows, cols;
