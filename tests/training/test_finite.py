@@ -9,7 +9,7 @@ from mmdet.structures import DetDataSample
 from mmengine.hooks import Hook
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
-from embedmask_mmdet.engine.finite import name_image
+from embedmask_mmdet.engine.finite import find_broken_images, name_image
 from tests.tiny import write_tiny_coco
 from tests.training.small import small_cfg, train
 
@@ -84,6 +84,16 @@ def test_image_with_broken_predictions_is_named(tmp_path, data_root):
     with pytest.raises(FloatingPointError) as error:
         train(small_cfg(data_root, tmp_path, epochs=2), hooks=(sabotage,))
     error.match(f': the predictions of {re.escape(sabotage.batches[1][1])} are NaN or infinite')
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+@pytest.mark.parametrize('output', [lambda outputs: outputs[0][1], lambda outputs: outputs[1]], ids=['list', 'tensor'])
+def test_one_broken_value_in_one_map_is_found(output, value):
+    outputs = ([torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 2, 2)], torch.zeros(2, 16, 4, 4))
+    output(outputs)[1, 2, 0, 1] = value
+    samples = [DetDataSample(metainfo=dict(img_id=image_id)) for image_id in (7, 8)]
+    message = find_broken_images(lambda inputs, mode: outputs, torch.zeros(2, 3, 32, 32), samples)
+    assert message == 'the predictions of img_id 8 are NaN or infinite'
 
 
 def test_values_that_are_not_losses_may_be_nan(tmp_path, data_root):

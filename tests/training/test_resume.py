@@ -26,7 +26,7 @@ def saved(work_dir):
 
 
 def test_file_is_complete_or_not_there(tmp_path, monkeypatch):
-    path = tmp_path / 'new' / 'a.pth'
+    path = tmp_path / 'new' / 'folder' / 'a.pth'
     backend = AtomicBackend()
     backend.put(b'old', path)
     with monkeypatch.context() as patch:
@@ -107,7 +107,7 @@ def test_checkpoints_in_remote_storage(tmp_path, data_root, monkeypatch):
     # A local checkpoint does not replace the remote one that MMEngine resumes from.
     (tmp_path / 'work/epoch_1.pth').write_bytes(DictBackend.files['dict://bucket/work/epoch_2.pth'])
     with pytest.raises(FileNotFoundError, match='bucket/work/epoch_2'):
-        train(cfg, resume=True)
+        train(small_cfg(data_root, tmp_path / 'work', epochs=2), resume=True)
 
 
 def test_storage_that_the_user_chose_is_kept(tmp_path, data_root, monkeypatch):
