@@ -130,9 +130,10 @@ def test_a_location_at_the_radius_is_too_far_from_the_center(radius, expected):
     assert assign_one((6.5, 5.0), torch.tensor([[2.0, 2.0, 8.0, 8.0]]), radius) == expected
 
 
-def test_sizes_of_boxes_count_pixels_at_both_ends():
-    # 20 x 2 pixels are more than 6 x 5, though 19 x 1 is less than 5 x 4.
-    assert assign_one((5.0, 2.5), torch.tensor([[0.0, 2.0, 19.0, 3.0], [2.0, 1.0, 7.0, 5.0]])) == 1
+@pytest.mark.parametrize('other, expected', [((2.0, 1.0, 7.0, 5.0), 1), ((2.0, 0.0, 7.0, 6.0), 0)])
+def test_sizes_of_boxes_count_pixels_at_both_ends(other, expected):
+    # The first box has 20 x 2 pixels, more than 6 x 5 but less than 6 x 7. Sides of 19 x 1 would be the smallest.
+    assert assign_one((5.0, 2.5), torch.tensor([[0.0, 2.0, 19.0, 3.0], other])) == expected
 
 
 def test_points_outside_of_the_image_lie_in_no_mask():

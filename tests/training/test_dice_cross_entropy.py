@@ -130,7 +130,7 @@ def test_dice_of_an_almost_empty_mask_is_bounded():
 
 
 @pytest.mark.parametrize(
-    'log_prob, entropy', [(-9.9, 9.9), (-10.0, 10.0), (-15.0, 10 + 10 * math.log(1.5)), (-1e4, 10 + 10 * math.log(1e3))]
+    'log_prob, entropy', [(-9.9, 9.9), (-10.0, 10.0), (-11.0, 10 + 10 * math.log(1.1)), (-1e4, 10 + 10 * math.log(1e3))]
 )
 def test_foreground_costs_its_distance_up_to_10_and_then_its_logarithm(log_prob, entropy):
     loss, grad = loss_and_grad([[log_prob]], [[True]])
