@@ -57,6 +57,17 @@ def make_full_masks(grid, bboxes, ori_shape):
     )
 
 
+def make_nan_beyond_box(side):
+    """Make arguments of `instance_masks` with a box that reaches only the first cells, and a NaN in the second ones."""
+    if side == 'left':
+        arguments = make_full_masks((6, 30), [[-20, 0, -5, 48]], (48, 240))
+        arguments['pixel_embed'][1, 3, 1] = torch.nan
+    else:
+        arguments = make_full_masks((6, 30), [[0, -20, 240, -5]], (48, 240))
+        arguments['pixel_embed'][1, 1, 15] = torch.nan
+    return arguments
+
+
 def make_stripes(grid=(120, 9), period=5.3, ori_shape=(480, 36)):
     """Make arguments of `instance_masks` with masks of horizontal stripes in boxes of many heights."""
     arguments = make_full_masks(grid, [[8, 16, 60, 16 + 4 * cells] for cells in range(50, 140, 3)], ori_shape)

@@ -27,6 +27,7 @@ from .cases import (
     make_embeddings,
     make_equal_pixels,
     make_full_masks,
+    make_nan_beyond_box,
     make_stripes,
 )
 
@@ -108,6 +109,14 @@ def test_threads_turn_off_pixels_of_a_nan_embedding(thread_bodies, row, col):
     masks, _ = run_mask_bodies(thread_bodies, arguments)
     assert_masks_are_plain(masks, arguments)
     assert 0 < (~masks).sum() < 1000
+
+
+@pytest.mark.parametrize('side', ['left', 'top'])
+def test_threads_spread_a_nan_from_the_second_column_or_row(thread_bodies, side):
+    arguments = make_nan_beyond_box(side)
+    masks, _ = run_mask_bodies(thread_bodies, arguments)
+    assert_masks_are_plain(masks, arguments)
+    assert masks.any()
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 
 from embedmask_mmdet import ops
 from embedmask_mmdet.ops import embedding_log_prob, instance_masks, instance_rles, plain
+from embedmask_mmdet.ops.mask_stage import MaskStage
 
 from .cases import (
     EMBEDDINGS,
@@ -27,6 +28,7 @@ from .cases import (
     make_embeddings,
     make_equal_pixels,
     make_full_masks,
+    make_nan_beyond_box,
     make_stripes,
 )
 
@@ -126,6 +128,15 @@ def test_pixels_of_a_nan_embedding_are_off(row, col, upscale):
     masks = instance_masks(**arguments)
     assert_masks_are_plain(masks, arguments)
     assert 0 < (~masks).sum() < 1000
+
+
+@pytest.mark.parametrize('side', ['left', 'top'])
+def test_nan_in_the_second_column_or_row_spreads_to_the_first(side):
+    arguments = make_nan_beyond_box(side)
+    masks = instance_masks(**arguments)
+    assert_masks_are_plain(masks, arguments)
+    expected = plain.instance_masks(MaskStage(**arguments))
+    assert masks.any() and not masks[expected == 0].any()
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
