@@ -1,5 +1,6 @@
 """Checkpoints are loaded where they belong, refused where they do not, and those of version 0.1 still work."""
 
+import copy
 import itertools
 from unittest import mock
 
@@ -51,18 +52,19 @@ def trained(data_root, tmp_path_factory):
 
 def load(cfg, path, how):
     """Load a checkpoint as a runner does for ``train``, ``resume`` or ``test``, before it starts."""
-    cfg = cfg.copy()
+    cfg = copy.deepcopy(cfg)
     cfg.load_from, cfg.resume = str(path), how == 'resume'
     cfg.experiment_name = f'loading{next(_run_number)}'
     runner = Runner.from_cfg(cfg)
     if how != 'test':
         runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.call_hook('before_run')
     runner.load_or_resume()
     return runner
 
 
 def change(cfg, setting):
-    cfg = cfg.copy()
+    cfg = copy.deepcopy(cfg)
     cfg.merge_from_dict({f'model.{setting}': CHANGES[setting]})
     return cfg
 
@@ -179,7 +181,7 @@ def test_head_of_a_user_may_be_tested(trained):
         pass
 
     cfg, path = trained
-    cfg = cfg.copy()
+    cfg = copy.deepcopy(cfg)
     cfg.model.bbox_head.type = 'OwnHead'
     with mock.patch.dict(MODELS.module_dict, OwnHead=OwnHead):
         assert isinstance(load(cfg, path, 'test').model.bbox_head, OwnHead)
@@ -251,7 +253,7 @@ def test_checkpoint_of_version_0_1_loads(versions):
     for model in (
         load(cfg, old_path, 'test').model,
         load(cfg, old_path, 'train').model,
-        init_detector(cfg.copy(), str(old_path), device='cpu'),
+        init_detector(copy.deepcopy(cfg), str(old_path), device='cpu'),
     ):
         assert largest_difference(expected, model.state_dict()) == 0
     assert expected[NEW_NAME] != 1
@@ -271,7 +273,7 @@ def test_checkpoint_of_version_0_1_resumes_exactly(versions, tmp_path):
     cfg, *paths = versions
     weights = []
     for i, path in enumerate(paths):
-        longer = cfg.copy()
+        longer = copy.deepcopy(cfg)
         longer.train_cfg.max_epochs, longer.load_from, longer.work_dir = 2, str(path), str(tmp_path / str(i))
         weights.append(train(longer, resume=True).model.state_dict())
     assert largest_difference(*weights) == 0

@@ -1,6 +1,7 @@
 """Refinements change detections as they say, also when there are none."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pycocotools.mask
@@ -222,21 +223,12 @@ def test_no_detection_is_refined_to_none(name, mask_format):
 
 @FORMATS
 @pytest.mark.parametrize('name', REFINEMENTS)
-def test_what_one_refinement_leaves_empty_the_next_ones_take(name, mask_format):
-    """An NMS of the user may remove all detections before others come."""
-    masks = torch.zeros(0, *SIZE, dtype=torch.bool)
-    empty = InstanceData(
-        bboxes=torch.zeros(0, 4),
-        crop_bboxes=torch.zeros(0, 4),
-        scores=torch.zeros(0),
-        labels=torch.zeros(0, dtype=torch.long),
-        proposal_embed=torch.zeros(0, 16),
-        proposal_margin=torch.zeros(0, 16),
-        masks=RLEMasks([], SIZE) if mask_format == 'rle' else masks,
-    )
-    refined = TASK_UTILS.build(REFINEMENTS[name])(empty, PixelGrid(torch.zeros(16, 12, 16), 8, 0.5))
-    assert len(refined) == 0
-    assert refined.masks.shape == (0, *SIZE)
+def test_refinements_after_one_that_removes_all_detections(name, mask_format):
+    with mock.patch.dict(TASK_UTILS.module_dict, RemoveAll=lambda: lambda results, pixels: results[:0]):
+        model = finder(mask_format=mask_format, refine=[dict(type='RemoveAll'), REFINEMENTS[name]])
+    (sample,) = predict(model, batch([SIZE], [1]))
+    assert len(sample.pred_instances) == 0
+    assert sample.pred_instances.masks.shape == (0, *SIZE)
 
 
 @pytest.mark.parametrize(
