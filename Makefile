@@ -9,9 +9,10 @@ ENVIRONMENT = if [ -z "$(PYTHON3)" ]; then echo 'Python 3.10, 3.11 or 3.12 is ne
 TEST_TOOLS = $$python -c 'import hypothesis, nbclient, pytest, ruff' 2>/dev/null || \
 	{ echo "$$python lacks tools of the tests: $$python -m pip install -r requirements/test.txt" >&2; exit 1; }
 PYTEST_ARGS ?=
+MUTANTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow mutants lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +29,12 @@ test: ## run the tests but for the slow ones (PYTEST_ARGS="-k name" to choose)
 test-slow: ## run the slow tests
 	@$(ENVIRONMENT); $(TEST_TOOLS); $$python -m pytest -m slow $(PYTEST_ARGS)
 
+mutants: ## measure which mutated lines the tests notice (MUTANTS='embedmask_mmdet.targets*' to choose)
+	@$(ENVIRONMENT); $$python -c 'import mutmut' 2>/dev/null || \
+		{ echo "$$python lacks mutmut: $$python -m pip install -r requirements/mutants.txt" >&2; exit 1; }; \
+	rm -rf mutants; export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive; \
+	$$python -m mutmut run $(if $(MUTANTS),'$(MUTANTS)') && $$python tests/report_mutants.py
+
 lint: ## check style and format
 	@$(ENVIRONMENT); $(TEST_TOOLS); $$python -m ruff check && $$python -m ruff format --check
 
@@ -35,5 +42,5 @@ format: ## mend style and format
 	@$(ENVIRONMENT); $(TEST_TOOLS); $$python -m ruff check --fix; $$python -m ruff format
 
 clean: ## remove the environment, caches and results of builds (not data and work_dirs)
-	rm -rf .venv .cache build dist *.egg-info .pytest_cache .ruff_cache .hypothesis embedmask_mmdet/_ext*.so
+	rm -rf .venv .cache build dist *.egg-info .pytest_cache .ruff_cache .hypothesis mutants embedmask_mmdet/_ext*.so
 	find embedmask_mmdet tests tools configs demo -name __pycache__ -prune -exec rm -rf {} +

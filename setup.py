@@ -1,8 +1,7 @@
-"""Builds `embedmask_mmdet` and its extension of C++ and CUDA kernels, `embedmask_mmdet._ext`.
+"""Build `embedmask_mmdet` and its extension of C++ and CUDA kernels, `embedmask_mmdet._ext`.
 
-`pip install --no-build-isolation -e .` or `python setup.py build_ext --inplace`. CUDA kernels are built where a GPU is
-found or with FORCE_CUDA=1. Where torch or mmcv is missing, the package is installed without the extension and computes
-in plain PyTorch.
+`pip install --no-build-isolation -e .` or `python setup.py build_ext --inplace`. CUDA kernels are built if there is
+a GPU or with FORCE_CUDA=1. Without torch or mmcv, there is no extension and the package uses plain PyTorch.
 """
 
 import os
@@ -18,12 +17,12 @@ SOURCES = 'ops/csrc'
 
 
 def get_version() -> str:
-    """Returns the version that the package states."""
+    """Read the version from the package."""
     return re.search(r"__version__ = '(.+)'", (ROOT / 'embedmask_mmdet' / '__init__.py').read_text())[1]
 
 
 def get_extensions() -> list:
-    """Returns the extension, for the CPU alone or for CUDA too; none where torch or mmcv is missing."""
+    """Describe the extension, with CUDA kernels if they can be built. Without torch or mmcv there is none."""
     if find_spec('torch') is None or find_spec('mmcv') is None:
         print('Skipping the extension of embedmask_mmdet: torch and mmcv must be installed first')
         return []
@@ -33,7 +32,7 @@ def get_extensions() -> list:
     mmcv = Path(find_spec('mmcv').origin).parent
     sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / SOURCES).glob('*.cpp'))]
     sources += [str(path.relative_to(ROOT)) for path in sorted((ROOT / SOURCES / 'cpu').glob('*.cpp'))]
-    # Linked without -fopenmp, so that the kernels run on torch's threads and not on a second pool beside them.
+    # Linking without -fopenmp makes the kernels run on torch's threads instead of a second pool of threads.
     cxx = ['-O3', '-g0', *(['-fopenmp'] if platform.system() == 'Linux' else [])]
     extension, compile_args, macros = CppExtension, {'cxx': cxx}, []
     if torch.cuda.is_available() or os.getenv('FORCE_CUDA', '0') == '1':
@@ -52,7 +51,7 @@ def get_extensions() -> list:
 
 
 def get_cmdclass() -> dict:
-    """Returns torch's `build_ext`, which knows how to compile CUDA."""
+    """Return torch's `build_ext`, which can compile CUDA."""
     if find_spec('torch') is None:
         return {}
     from torch.utils.cpp_extension import BuildExtension

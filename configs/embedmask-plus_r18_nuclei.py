@@ -1,4 +1,4 @@
-# The small model of the nuclei with EmbedMask plus. Its finest level has 4 pixels per cell already.
+# The small model for nuclei with EmbedMask plus. Its finest level already has 4 pixels per cell.
 _base_ = ['./embedmask_r18_nuclei.py', './_base_/embedmask-plus.py']
 
 model = _base_.plus

@@ -1,21 +1,21 @@
-# Copy this file, change the lines below, and train: docs/own-data.md goes through it. As it is, it names the nuclei.
+# Copy this file, change the lines below, and train. docs/own-data.md explains each step; the example is the nuclei.
 _base_ = './embedmask_r50_1x_coco.py'
 
 data_root = 'data/nuclei/'
-# The names in "categories" of the annotation files. With one class the comma stays.
+# The names in "categories" of the annotation files. Keep the comma if there is one class.
 classes = ('nucleus',)
 train_ann_file, train_images = 'annotations/train.json', 'images/'
 val_ann_file, val_images = 'annotations/test.json', 'images/'
-# A checkpoint to begin with, best one that was trained on COCO; its number of classes may differ. None: ImageNet.
+# A checkpoint to start from, best one trained on COCO; it may have other classes. None: ImageNet weights.
 load_from = None
-# Images in one step on one GPU, and steps; the learning rate follows the first.
+# Images per iteration on one GPU, and iterations. The learning rate follows batch_size.
 batch_size = 4
 max_iters = 2000
-# (longer, shorter) side at which images are trained on and tested, in pixels. Small objects want it larger.
+# (longer, shorter) side that images are resized to for training and testing, in pixels. Small objects need more.
 scales = [(1333, 640), (1333, 720), (1333, 800)]
 test_scale = (1333, 800)
 
-# From here on nothing needs to be changed.
+# You need not change anything below.
 model = dict(bbox_head=dict(num_classes=len(classes)))
 
 train_pipeline = [
@@ -38,7 +38,7 @@ tta_pipeline[1].transforms[0] = [
 ]
 train_dataloader = dict(
     batch_size=batch_size,
-    # Endless, so that steps do not depend on how many images there are.
+    # Endless, so that iterations do not depend on the number of images.
     sampler=dict(_delete_=True, type='InfiniteSampler'),
     dataset=dict(
         data_root=data_root,
@@ -72,7 +72,7 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=batch_size)
 
-# The best checkpoint of all validations is kept beside the last two.
+# Keep the last two checkpoints and the best one of all validations.
 default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(by_epoch=False, interval=val_interval, max_keep_ckpts=2, save_best='coco/segm_mAP'),

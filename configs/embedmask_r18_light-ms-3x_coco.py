@@ -1,5 +1,5 @@
-# For real time: half the channels, half the towers, a third of the pixels. The input's sizes and the schedule are those
-# of MMDetection's SOLOv2-Light, so that the two can be compared.
+# For real time: half of the channels and tower convolutions, a third of the pixels. Input sizes and schedule are
+# those of MMDetection's SOLOv2-Light, so that the two can be compared.
 _base_ = './embedmask_r50_1x_coco.py'
 
 model = dict(
@@ -8,7 +8,7 @@ model = dict(
         depth=18,
         norm_cfg=dict(type='BN', requires_grad=True),
         style='pytorch',
-        # MMDetection's `torchvision://resnet18` would need torchvision.
+        # MMDetection's `torchvision://resnet18` needs torchvision.
         init_cfg=dict(type='Pretrained', checkpoint='mmcls://resnet18'),
     ),
     neck=dict(in_channels=[64, 128, 256, 512], out_channels=128),

@@ -1,10 +1,10 @@
-# A small model, from scratch, on one image of small objects. `make demo` trains embedmask-plus_r18_nuclei.py, which
-# departs from it. For data of your own copy embedmask_own-data.py, or this if they are as small and unlike photographs.
+# A small model, from scratch, on one image of small objects. `make demo` trains its variant with EmbedMask plus,
+# embedmask-plus_r18_nuclei.py. For your own data copy embedmask_own-data.py, or this file if objects are as small.
 _base_ = './embedmask_r50_1x_coco.py'
 
-# Nuclei are about 20 pixels wide, so the levels are finer than COCO's: 4, 8 and 16 pixels a cell.
+# Nuclei are about 20 pixels wide, so levels are finer than those for COCO: 4, 8 and 16 pixels per cell.
 model = dict(
-    # The mean is what padding looks like: here the background's grey.
+    # Padding has the color of the mean, here the gray of the background.
     data_preprocessor=dict(mean=[30.0, 30.0, 30.0], std=[50.0, 50.0, 50.0]),
     backbone=dict(
         depth=18,
@@ -15,7 +15,7 @@ model = dict(
         dilations=(1, 1, 1),
         out_indices=(0, 1, 2),
         style='pytorch',
-        # Nothing is pretrained here, so nothing may be frozen.
+        # Nothing is pretrained, so nothing may be frozen.
         frozen_stages=-1,
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
@@ -30,7 +30,7 @@ model = dict(
         strides=[4, 8, 16],
         regress_ranges=((-1, 64), (64, 128), (128, 1e8)),
     ),
-    # About the size of the objects, so that embeddings tell neighbors apart from the start.
+    # About the size of the objects, so that embeddings separate neighbors from the start.
     frame=dict(coord_scale=16),
     mask_head=dict(in_channels=64, feat_channels=64, stacked_convs=2, stride=4),
 )
@@ -40,11 +40,11 @@ metainfo = dict(classes=('nucleus',), palette=[(0, 200, 83)])
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    # Cropped before it is resized: resizing every mask of the whole image would take longest.
+    # Crop before resizing, because resizing all masks of the complete image takes long.
     dict(type='RandomCrop', crop_size=(240, 240), recompute_bbox=True),
     dict(type='RandomResize', scale=(240, 240), ratio_range=(0.8, 1.25), keep_ratio=True),
     dict(type='Rotate', prob=0.75, max_mag=90.0, img_border_value=30),
-    # Boxes are computed from the masks again, which rotation only makes larger.
+    # Rotation makes boxes too large, so compute them from the masks again.
     dict(type='RandomCrop', crop_size=(192, 192), recompute_bbox=True),
     dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PhotoMetricDistortion'),

@@ -1,5 +1,5 @@
 # Cityscapes, with the data settings and the schedule of MMDetection's own Cityscapes configs.
-# Weights that were trained on COCO are a better start: --cfg-options load_from=CHECKPOINT.
+# It is better to start from weights trained on COCO: --cfg-options load_from=CHECKPOINT.
 _base_ = './embedmask_r50_1x_coco.py'
 
 model = dict(bbox_head=dict(num_classes=8))
@@ -56,7 +56,7 @@ val_evaluator = [
         ann_file=data_root + 'annotations/instancesonly_filtered_gtFine_val.json',
         metric=['bbox', 'segm'],
     ),
-    # Cityscapes' own AP, from the label images in gtFine.
+    # Cityscapes' own AP, computed from the label images in gtFine.
     dict(
         type='CityScapesMetric',
         seg_prefix=data_root + 'gtFine/val',

@@ -28,7 +28,7 @@ model = dict(
         loss_mask=dict(type='LovaszHingeLoss', loss_weight=0.5),
     ),
     test_cfg=dict(
-        # The authors' code counts box sizes with + 1, in NMS too.
+        # The authors' code adds 1 to box sizes, in NMS too.
         nms=dict(type='nms', iou_threshold=0.6, offset=1),
         mask_thr=0.53,
         resize_prob=False,
@@ -60,7 +60,7 @@ auto_scale_lr = dict(enable=False, base_batch_size=16)
 val_evaluator = dict(metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-# The authors' rule for biases includes those of normalization layers, which `bias_lr_mult` does not.
+# The authors' rule for biases includes those of normalization layers; `bias_lr_mult` does not.
 optim_wrapper = dict(paramwise_cfg=dict(_delete_=True, custom_keys={'.bias': dict(lr_mult=2.0, decay_mult=0.0)}))
 
 param_scheduler = [

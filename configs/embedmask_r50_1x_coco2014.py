@@ -1,4 +1,4 @@
-# Any other COCO config takes COCO 2014 in the same way: put it in place of the first base.
+# To use COCO 2014 with another COCO config, replace the first base.
 _base_ = ['./embedmask_r50_1x_coco.py', './_base_/datasets/coco_2014_instance.py']
 
 train_dataloader = dict(

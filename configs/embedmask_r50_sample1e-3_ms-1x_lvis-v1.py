@@ -3,7 +3,7 @@ _base_ = './embedmask_r50_1x_coco.py'
 
 model = dict(
     bbox_head=dict(num_classes=1203),
-    # LVIS counts 300 detections an image, and rare classes have low scores.
+    # LVIS evaluates 300 detections per image, and rare classes have low scores.
     test_cfg=dict(score_thr=1e-4, max_per_img=300),
 )
 tta_model = dict(tta_cfg=dict(max_per_img=300))
@@ -20,11 +20,11 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
-# The images are COCO 2017's: `train2017` and `val2017` in data_root, which annotations name with their folder.
+# The images are those of COCO 2017, in `train2017` and `val2017` of data_root; annotations name them with the folder.
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,
-        # Images with rare classes are drawn more often.
+        # Images with rare classes are sampled more often.
         type='ClassBalancedDataset',
         oversample_thr=1e-3,
         dataset=dict(

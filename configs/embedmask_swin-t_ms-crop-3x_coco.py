@@ -11,7 +11,7 @@ model = dict(
         num_heads=[3, 6, 12, 24],
         window_size=7,
         drop_path_rate=0.2,
-        # Each level that is given out has weights, which training on several GPUs wants to be used.
+        # Each output level has weights, and training on several GPUs requires that all weights are used.
         out_indices=(1, 2, 3),
         convert_weights=True,
         init_cfg=dict(
@@ -26,7 +26,7 @@ model = dict(
 resize = dict(
     type='RandomChoiceResize', scales=[(1333, short_side) for short_side in range(480, 801, 32)], keep_ratio=True
 )
-# As in DETR: half of the images are cropped.
+# Half of the images are cropped, as in DETR.
 crop = [
     dict(type='RandomChoiceResize', scales=[(1333, 400), (1333, 500), (1333, 600)], keep_ratio=True),
     dict(type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True),

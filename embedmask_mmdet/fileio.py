@@ -1,8 +1,12 @@
-"""Files that appear complete or not at all, even if the process is killed while writing."""
+"""Files and folders that appear complete or not at all, even if the process is killed while writing."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -23,3 +27,18 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+@contextlib.contextmanager
+def write_folder_atomically(path: str | Path) -> Iterator[Path]:
+    """Give a new temporary folder to write to; rename it to `path` after the ``with`` block.
+
+    The temporary folder is removed if the block raises an error. Folders above `path` are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        partial = Path(scratch, path.name)
+        partial.mkdir()
+        yield partial
+        shutil.move(partial, path)

@@ -100,22 +100,6 @@ def assign_locations(
     return matched_gt.masked_fill(smallest.isinf(), NO_INSTANCE)
 
 
-def aligned_ious(bboxes: Tensor, gt_bboxes: Tensor) -> Tensor:
-    """Compute the IoU of each predicted box with the ground-truth box beside it, sizes counted with +1.
-
-    Args:
-        bboxes: ``(K, 4)``.
-        gt_bboxes: ``(K, 4)``.
-
-    Returns:
-        ``(K,)``.
-    """
-    overlap = torch.minimum(bboxes[:, 2:], gt_bboxes[:, 2:]) - torch.maximum(bboxes[:, :2], gt_bboxes[:, :2]) + 1
-    intersection = overlap.clamp(min=0).prod(dim=1)
-    area, gt_area = ((box[:, 2:] - box[:, :2] + 1).prod(dim=1) for box in (bboxes, gt_bboxes))
-    return intersection / (area + gt_area - intersection)
-
-
 def best_candidates(gt_inds: Tensor, quality: Tensor, num_gts: int, num_best: int = 1) -> Tensor:
     """Choose the best candidates of each instance.
 

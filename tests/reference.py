@@ -16,8 +16,8 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from embedmask_mmdet.converters.authors import to_mmdet
 from embedmask_mmdet.models import EmbedMaskBBoxHead, EmbedMaskLocationFrame, EmbedMaskMaskHead
-from tools.model_converters.embedmask_to_mmdet import to_mmdet
 
 DATA = Path(__file__).parent / 'data'
 NUM_CLASSES = 3

@@ -1,9 +1,10 @@
-"""Checkpoints that training wrote load with the safe unpickler on; bad files are refused by name."""
+"""Checkpoints that training wrote load with the safe unpickler. Files that cannot be loaded are explained by name."""
 
 import os
 import pickle
 import re
 import zipfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from embedmask_mmdet.engine.checkpoint import get_history_method
 from embedmask_mmdet.errors import CheckpointError
 
 needs_safe_default = pytest.mark.skipif(
-    not hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint'), reason='torch before 2.6 loads as it likes'
+    not hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint'),
+    reason='torch before 2.6 loads without the safe unpickler',
 )
 
 
@@ -71,7 +73,7 @@ def trained(tmp_path_factory):
 
 
 class Call:
-    """Pickles as a call of a function."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function, *args):
         self.call = (function, args)
@@ -92,7 +94,7 @@ def test_trained_checkpoint_loads_with_the_safe_unpickler(trained):
 
 @needs_safe_default
 def test_training_writes_what_torch_alone_refuses(trained):
-    # If this fails MMEngine or torch has learnt it, and the allow-list can go.
+    # If this fails, MMEngine or torch allows these classes itself, and our list can be deleted.
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
@@ -130,26 +132,29 @@ def test_numpy_objects_load_under_the_names_of_both_versions(tmp_path, dtype, co
 
 
 @pytest.mark.parametrize(
-    'attack',
+    ('attack', 'function'),
     [
-        lambda marker: Call(os.system, f'touch {marker}'),
-        lambda marker: Call(exec, f'open({str(marker)!r}, "w")'),
-        lambda marker: Call(getattr, HistoryBuffer, '__init__'),
-        lambda marker: Call(getattr, 'text', 'format'),
+        (lambda marker: Call(os.system, f'touch {marker}'), r'posix\.system'),
+        (lambda marker: Call(exec, f'open({str(marker)!r}, "w")'), r'(\w+\.)?exec'),
+        (lambda marker: Call(getattr, HistoryBuffer, '__init__'), r'builtins\.getattr'),
+        (lambda marker: Call(getattr, 'text', 'format'), r'builtins\.getattr'),
     ],
     ids=['os.system', 'exec', 'getattr of __init__', 'getattr of a string'],
 )
 @needs_safe_default
-def test_code_in_a_checkpoint_is_refused(tmp_path, attack):
+def test_code_in_a_checkpoint_is_refused(tmp_path, attack, function):
     marker, path = tmp_path / 'ran', tmp_path / 'evil.pth'
     torch.save({'state_dict': {'w': torch.ones(1)}, 'extra': attack(marker)}, path)
-    with pytest.raises(CheckpointError, match=r'evil\.pth asks for .* not loaded'):
+    with pytest.raises(
+        CheckpointError, match=rf'evil\.pth needs {function}, which could run code, so it was not loaded'
+    ):
         load_checkpoint(Line(), str(path))
     assert not marker.exists()
 
 
 def test_history_methods_are_all_that_getattr_gives():
-    assert get_history_method(HistoryBuffer, 'mean') is HistoryBuffer.mean
+    for name in ('min', 'max', 'mean', 'current'):
+        assert get_history_method(HistoryBuffer, name) is getattr(HistoryBuffer, name)
     for owner, name in [
         (HistoryBuffer, '__init__'),
         (HistoryBuffer, '__globals__'),
@@ -178,32 +183,90 @@ def write_zip(path, trained):
         archive.writestr('photo.jpg', b'1234')
 
 
+def write_undamaged_nonsense(path, trained):
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('archive/data.pkl', b'1234')
+
+
 @pytest.mark.parametrize(
     ('write', 'message'),
     [
-        (lambda path, trained: None, 'bad.pth does not exist.*good.pth'),
-        (lambda path, trained: path.touch(), 'bad.pth is empty.*good.pth'),
-        (write_truncated, 'bad.pth is truncated.*good.pth'),
-        (write_damaged, 'bad.pth (is damaged|could not be loaded)'),
-        (write_zip, 'bad.pth is not a checkpoint'),
+        (lambda path, trained: None, r'bad.pth does not exist\. Checkpoints in .*: good.pth'),
+        (lambda path, trained: path.mkdir(), r'bad.pth does not exist\. Checkpoints in .*: good.pth'),
+        (lambda path, trained: path.touch(), r'bad.pth is empty\. .* Checkpoints in .*: good.pth, bad.pth'),
+        (write_truncated, r'bad.pth is truncated \(\d+ bytes\)\. .*good.pth'),
+        (write_damaged, r'bad.pth is damaged in \S+data.pkl\. .*good.pth'),
+        (write_undamaged_nonsense, 'bad.pth could not be loaded: .'),
+        (write_zip, 'bad.pth is not a checkpoint: .*good.pth'),
         (lambda path, trained: path.write_text('epoch 3, AP 0.5\n'), 'bad.pth is not a checkpoint'),
         (lambda path, trained: path.write_bytes(pickle.dumps({'a': 1})), 'bad.pth is not a checkpoint'),
         (lambda path, trained: path.write_bytes(os.urandom(4096)), 'bad.pth is not a checkpoint'),
-        (lambda path, trained: torch.save([1, 2], path), 'bad.pth was loaded, but holds no weights'),
-        (lambda path, trained: torch.save({'state_dict': {}}, path), 'bad.pth was loaded, but holds no weights'),
+        (lambda path, trained: torch.save([torch.ones(1)], path), 'bad.pth holds no weights: .*good.pth'),
+        (lambda path, trained: torch.save({'state_dict': {}}, path), 'bad.pth holds no weights'),
+        (lambda path, trained: torch.save({'state_dict': {'epoch': 3}}, path), 'bad.pth holds no weights'),
+        (lambda path, trained: torch.save({'state_dict': [torch.ones(1)]}, path), 'bad.pth holds no weights'),
+        (lambda path, trained: torch.save({'state_dict': 3, 'w': torch.ones(1)}, path), 'bad.pth holds no weights'),
     ],
-    ids=['missing', 'empty', 'truncated', 'damaged', 'zip', 'text', 'pickle', 'noise', 'list', 'no weights'],
+    ids=[
+        'missing',
+        'folder',
+        'empty',
+        'truncated',
+        'damaged',
+        'undamaged nonsense',
+        'zip',
+        'text',
+        'pickle',
+        'noise',
+        'list',
+        'no weights',
+        'no tensors',
+        'list of weights',
+        'number for weights',
+    ],
 )
 def test_bad_file_is_named(tmp_path, trained, write, message):
     (tmp_path / 'good.pth').write_bytes(trained.read_bytes())
+    os.utime(tmp_path / 'good.pth', (1, 1))
     path = tmp_path / 'bad.pth'
     write(path, trained)
     with pytest.raises((CheckpointError, FileNotFoundError), match=message):
         load_checkpoint(Line(), str(path))
 
 
+def test_newest_checkpoints_of_the_folder_are_offered(tmp_path):
+    with pytest.raises(FileNotFoundError, match='Checkpoints in .*: none'):
+        load_checkpoint(Line(), str(tmp_path / 'a.pth'))
+    for epoch in range(12):
+        path = tmp_path / f'epoch_{epoch}.pth'
+        path.touch()
+        os.utime(path, (epoch, epoch))
+    (tmp_path / 'folder.pth').mkdir()
+    (tmp_path / 'log.txt').touch()
+    names = ', '.join(f'epoch_{epoch}.pth' for epoch in range(4, 12))
+    with pytest.raises(FileNotFoundError, match=rf'Checkpoints in .*: {names}\.$'):
+        load_checkpoint(Line(), str(tmp_path / 'a.pth'))
+
+
+@pytest.mark.parametrize('error', [MemoryError, torch.cuda.OutOfMemoryError])
+def test_too_little_memory_is_not_blamed_on_the_file(trained, monkeypatch, error):
+    monkeypatch.setattr(torch, 'load', mock.Mock(side_effect=error))
+    with pytest.raises(error):
+        load_checkpoint(Line(), str(trained))
+
+
+def test_path_in_the_home_folder(trained, monkeypatch):
+    monkeypatch.setenv('HOME', str(trained.parent))
+    assert 'state_dict' in load_checkpoint(Line(), f'~/{trained.name}')
+
+
+def test_map_location_is_passed_on(trained):
+    checkpoint = CheckpointLoader.load_checkpoint(str(trained), map_location='meta')
+    assert checkpoint['state_dict']['linear.weight'].is_meta
+
+
 def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'no folder .*nowhere'):
+    with pytest.raises(FileNotFoundError, match=r'The folder .*nowhere does not exist either'):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'nowhere' / 'a.pth'))
 
 

@@ -1,31 +1,41 @@
-"""Bad data and checkpoints end a run with an error that names them; odd data do not."""
+"""Bad data, checkpoints and packages stop a run with an error that names them. Unusual data do not."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from mmdet.evaluation import CocoMetric
+from mmdet.datasets import CocoDataset, MultiImageMixDataset
+from mmdet.evaluation import CocoMetric, VOCMetric
+from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 
 from embedmask_mmdet.engine import EmbedMaskPackagesHook
-from embedmask_mmdet.engine.checks import check_metrics
+from embedmask_mmdet.engine.data_checks import check_dataset, check_metrics
 from embedmask_mmdet.errors import InputError
-from tests.tiny import tiny_cfg, write_tiny_coco
+from tests.tiny import CLASSES, ROOT, tiny_cfg, write_tiny_coco
+
+CASES = ROOT.parent / 'shared' / 'cases'
 
 
 @pytest.fixture
-def cfg(tmp_path):
-    return tiny_cfg(write_tiny_coco(tmp_path / 'data'), tmp_path / 'work')
+def data_root(tmp_path):
+    return write_tiny_coco(tmp_path / 'data')
 
 
 @pytest.fixture
-def annotations(tmp_path):
+def cfg(data_root, tmp_path):
+    return tiny_cfg(data_root, tmp_path / 'work')
+
+
+@pytest.fixture
+def annotations(data_root):
     """Change the annotation file in place."""
 
     def change(edit):
-        path = tmp_path / 'data' / 'annotations.json'
+        path = data_root / 'annotations.json'
         content = json.loads(path.read_text())
         edit(content)
         path.write_text(json.dumps(content))
@@ -37,7 +47,30 @@ def train(cfg):
     return Runner.from_cfg(cfg).train()
 
 
-def test_odd_annotations_are_no_errors(cfg, annotations):
+def build_dataset(data_root, ann_file='annotations.json', classes=CLASSES, **kwargs):
+    options = dict(data_prefix=dict(img='images/'), metainfo=dict(classes=classes), pipeline=[])
+    return CocoDataset(data_root=str(data_root), ann_file=str(ann_file), **dict(options, **kwargs))
+
+
+class OwnDataset(BaseDataset):
+    """A dataset that is not in COCO format."""
+
+    def __init__(self, infos, metainfo=None):
+        self.infos = infos
+        super().__init__(metainfo=metainfo)
+
+    def load_data_list(self):
+        return self.infos
+
+
+# Datasets
+
+
+def test_good_dataset_passes(data_root):
+    check_dataset(build_dataset(data_root), num_classes=2)
+
+
+def test_unusual_annotations_can_be_trained_on(cfg, annotations):
     def edit(content):
         first, second, third = content['annotations'][:3]
         first['iscrowd'] = 1
@@ -51,92 +84,244 @@ def test_odd_annotations_are_no_errors(cfg, annotations):
     train(cfg)
 
 
-def test_number_of_classes(cfg):
-    cfg.model.bbox_head.num_classes = 80
-    with pytest.raises(InputError, match=r'num_classes is 80, but CocoDataset .*annotations.json has 2 classes'):
-        train(cfg)
+@pytest.mark.parametrize('num_classes', [1, 80])
+def test_number_of_classes(data_root, num_classes):
+    message = (
+        rf'num_classes is {num_classes}, but CocoDataset .*annotations\.json has 2 classes \(disc, rectangle\)\. '
+        r'Set model\.bbox_head\.num_classes=2'
+    )
+    with pytest.raises(InputError, match=message):
+        check_dataset(build_dataset(data_root), num_classes)
 
 
-def test_names_of_classes(cfg):
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.dataset.metainfo = dict(classes=('disc', 'rectangel'))
-    with pytest.raises(InputError, match='only 1 of the 2 classes.*rectangel'):
-        train(cfg)
+@pytest.mark.parametrize(
+    ('classes', 'num_found'), [(('disc', 'rectangel'), 1), (('a', 'b'), 0)], ids=['one wrong name', 'all wrong']
+)
+def test_names_of_classes(data_root, classes, num_found):
+    dataset = build_dataset(data_root, classes=classes, test_mode=True)
+    with pytest.raises(InputError, match=rf'only {num_found} of the 2 classes.*{classes[1]}.*Write the names as in'):
+        check_dataset(dataset, num_classes=2)
 
 
-def test_classes_that_are_a_string(cfg):
-    cfg.train_dataloader.dataset.metainfo = dict(classes='disc')
-    with pytest.raises(InputError, match=r"write \('disc',\)"):
-        train(cfg)
+def test_two_categories_of_one_name(data_root, annotations):
+    annotations(lambda content: content['categories'].append(dict(id=3, name='disc')))
+    with pytest.raises(InputError, match=r'has 3 categories for the 2 classes .*\(disc, rectangle\)'):
+        check_dataset(build_dataset(data_root), num_classes=2)
 
 
-def test_missing_image(cfg, tmp_path):
-    (tmp_path / 'data' / 'images' / '3.png').unlink()
-    with pytest.raises(InputError, match=r'images: 3\.png'):
-        train(cfg)
+def test_classes_that_are_a_string(data_root):
+    with pytest.raises(InputError, match=r"must be a tuple, but is a string\. Write \('disc',\)"):
+        check_dataset(build_dataset(data_root, classes='disc'), num_classes=4)
 
 
-def test_missing_folder(cfg):
-    cfg.train_dataloader.dataset.data_prefix = dict(img='pictures/')
+@pytest.mark.parametrize('metainfo', [None, dict(classes=CLASSES)], ids=['no classes', 'classes without categories'])
+def test_dataset_in_another_format_passes(metainfo):
+    check_dataset(OwnDataset([dict(), dict(instances=[dict(mask=[[0, 0, 4, 0, 4, 4]])])], metainfo), num_classes=2)
+
+
+def test_images_that_are_missing(data_root):
+    for number in (3, 2):
+        (data_root / 'images' / f'{number}.png').unlink()
+    with pytest.raises(InputError, match=r'annotations\.json are not in .*images: 2\.png, 3\.png\. Add them'):
+        check_dataset(build_dataset(data_root), num_classes=2)
+
+
+def test_image_folder_that_is_missing(data_root):
+    (data_root / 'images').rename(data_root / 'pictures')
+    message = r'image folder .*images of CocoDataset .* does not exist \(working folder: /'
+    with pytest.raises(InputError, match=message):
+        check_dataset(build_dataset(data_root), num_classes=2)
+    (data_root / 'images').touch()
+    with pytest.raises(InputError, match=message):
+        check_dataset(build_dataset(data_root), num_classes=2)
+
+
+def test_images_in_subfolders(data_root, annotations):
+    annotations(lambda content: content['images'][1].update(file_name='more/2.png'))
+    (data_root / 'images/more').mkdir()
+    with pytest.raises(InputError, match=r'not in .*images/more: 2\.png\.'):
+        check_dataset(build_dataset(data_root), num_classes=2)
+    (data_root / 'images/2.png').rename(data_root / 'images/more/2.png')
+    check_dataset(build_dataset(data_root), num_classes=2)
+
+
+def test_images_in_the_working_folder(data_root, monkeypatch):
+    monkeypatch.chdir(data_root / 'images')
+    check_dataset(OwnDataset([dict(img_path='1.png')]), num_classes=2)
+    with pytest.raises(InputError, match=r'are not in \.: 9\.png'):
+        check_dataset(OwnDataset([dict(img_path='9.png')]), num_classes=2)
+
+
+def test_images_in_remote_storage_are_not_looked_for():
+    check_dataset(OwnDataset([dict(img_path='s3://bucket/images/1.png')]), num_classes=2)
+    dataset = OwnDataset([dict(img_path='bucket/images/1.png')])
+    dataset.backend_args = dict(backend='petrel')
+    check_dataset(dataset, num_classes=2)
+    for dataset.backend_args in (dict(backend='local'), {}, None):
+        with pytest.raises(InputError, match='image folder bucket/images'):
+            check_dataset(dataset, num_classes=2)
+
+
+def test_instances_without_masks(data_root, annotations):
+    annotations(lambda content: [a.pop('segmentation') for a in content['annotations'][:4]])
+    with pytest.raises(InputError, match=r'instances without "segmentation" in the images 1\.png, 2\.png\. EmbedMask'):
+        check_dataset(build_dataset(data_root), num_classes=2)
+
+
+WRAPPERS = {
+    'RepeatDataset': lambda dataset: RepeatDataset(dataset, 2),
+    'MultiImageMixDataset': lambda dataset: MultiImageMixDataset(dataset, pipeline=[]),
+    'ConcatDataset': lambda dataset: ConcatDataset([dataset, dataset]),
+    'wrapper of ConcatDataset': lambda dataset: SimpleNamespace(dataset=ConcatDataset([dataset, dataset])),
+}
+
+
+@pytest.mark.parametrize('wrap', WRAPPERS.values(), ids=WRAPPERS)
+def test_wrapped_datasets_are_checked(data_root, wrap):
+    with pytest.raises(InputError, match=r'CocoDataset .*annotations\.json has only 1 of the 2 classes'):
+        check_dataset(wrap(build_dataset(data_root, classes=('disc', 'rectangel'))), num_classes=2)
+
+
+def test_all_concatenated_datasets_are_checked(data_root):
+    good, bad = build_dataset(data_root), build_dataset(data_root, data_prefix=dict(img='nowhere/'))
+    with pytest.raises(InputError, match='image folder .*nowhere'):
+        check_dataset(ConcatDataset([good, bad]), num_classes=2)
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason='no ../shared/cases')
+@pytest.mark.parametrize(
+    ('case', 'message'),
+    [
+        ('good', None),
+        ('category_order', None),
+        ('category_name_twice', r'category_name_twice\.json has 3 categories for the 2 classes .*\(a, b\)'),
+        ('crowd_without_mask', r'crowd_without_mask\.json has instances without "segmentation" in the images 1\.png'),
+    ],
+)
+def test_annotation_files_that_people_have(data_root, case, message):
+    dataset = build_dataset(data_root, CASES / f'{case}.json', classes=('a', 'b'))
+    if message is None:
+        check_dataset(dataset, num_classes=2)
+        check_metrics(Evaluator(CocoMetric(str(CASES / f'{case}.json'))), dataset, 'val_evaluator')
+    else:
+        with pytest.raises(InputError, match=message):
+            check_dataset(dataset, num_classes=2)
+
+
+# Metrics
+
+
+def write_annotations(path, data_root, edit):
+    """Write an edited copy of the dataset's annotation file."""
+    content = json.loads((data_root / 'annotations.json').read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def rename_images(content):
+    for image in content['images'][:2]:
+        image['file_name'] = f'other{image["id"]}.png'
+
+
+def remove_first_image(content):
+    del content['images'][0]
+
+
+def move_images(content):
+    for image in content['images']:
+        image['file_name'] = f'subfolder/{image["file_name"]}'
+
+
+def remove_file_names(content):
+    for image in content['images']:
+        del image['file_name']
+
+
+@pytest.mark.parametrize(
+    ('edit', 'images'),
+    [(rename_images, r'1\.png, 2\.png'), (remove_first_image, r'1\.png')],
+    ids=['other file names', 'missing id'],
+)
+@pytest.mark.parametrize('wrap', [lambda dataset: dataset, WRAPPERS['MultiImageMixDataset']], ids=['bare', 'wrapped'])
+def test_metric_with_the_annotations_of_other_images(data_root, tmp_path, edit, images, wrap):
+    evaluator = Evaluator(CocoMetric(write_annotations(tmp_path / 'other.json', data_root, edit)))
+    message = rf'annotation file of val_evaluator .* has no images {images} with the same ids\. Set val_evaluator\.ann_'
+    with pytest.raises(InputError, match=message):
+        check_metrics(evaluator, wrap(build_dataset(data_root)), 'val_evaluator')
+
+
+@pytest.mark.parametrize('edit', [move_images, remove_file_names], ids=['other folder', 'no file names'])
+def test_metric_that_names_the_images_otherwise(data_root, tmp_path, edit):
+    evaluator = Evaluator(CocoMetric(write_annotations(tmp_path / 'same.json', data_root, edit)))
+    check_metrics(evaluator, build_dataset(data_root), 'val_evaluator')
+
+
+@pytest.mark.parametrize('info', [dict(img_path='1.png'), dict(img_id=1)], ids=['no id', 'no path'])
+def test_metric_of_a_dataset_in_another_format(data_root, tmp_path, info):
+    path = write_annotations(tmp_path / 'other.json', data_root, remove_file_names)
+    check_metrics(Evaluator(CocoMetric(path)), OwnDataset([info]), 'val_evaluator')
+
+
+def test_metric_whose_annotations_lack_iscrowd(data_root, annotations):
+    annotations(lambda content: [a.pop('iscrowd') for a in content['annotations'][:2]])
+    path, dataset = str(data_root / 'annotations.json'), build_dataset(data_root)
+    message = r'val_evaluator has annotations without "iscrowd", ids 1, 2\. .* add "iscrowd": 0'
+    with pytest.raises(InputError, match=message):
+        check_metrics(Evaluator(CocoMetric(path)), dataset, 'val_evaluator')
+    check_metrics(Evaluator(CocoMetric(path, format_only=True, outfile_prefix='x')), dataset, 'val_evaluator')
+
+
+def test_metrics_without_an_annotation_file_are_not_checked(data_root):
+    metrics = [CocoMetric(metric='segm'), VOCMetric()]
+    check_metrics(Evaluator(metrics), build_dataset(data_root), 'val_evaluator')
+
+
+# The hook, in a whole run
+
+
+@pytest.mark.parametrize('loader', ['train_dataloader', 'val_dataloader'])
+def test_training_checks_both_datasets(cfg, loader):
+    cfg[loader].dataset.data_prefix = dict(img='pictures/')
     with pytest.raises(InputError, match='image folder .*pictures.* does not exist'):
         train(cfg)
 
 
-def test_dataset_without_masks(cfg, annotations):
-    annotations(lambda content: [a.pop('segmentation') for a in content['annotations'][:4]])
-    with pytest.raises(InputError, match=r'instances without "segmentation", in images 1\.png, 2\.png'):
+def test_training_checks_the_metrics(cfg, data_root, tmp_path):
+    cfg.val_evaluator.ann_file = write_annotations(tmp_path / 'other.json', data_root, rename_images)
+    with pytest.raises(InputError, match='annotation file of val_evaluator'):
         train(cfg)
 
 
-def test_wrapped_datasets_are_checked_too(cfg):
-    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=cfg.train_dataloader.dataset)
-    cfg.model.bbox_head.num_classes = 3
-    with pytest.raises(InputError, match='num_classes is 3'):
-        train(cfg)
-
-
-def test_metric_with_the_annotations_of_other_images(cfg, tmp_path):
-    content = json.loads((tmp_path / 'data' / 'annotations.json').read_text())
-    for image in content['images']:
-        image['file_name'] = f'other{image["id"]}.png'
-    (tmp_path / 'train.json').write_text(json.dumps(content))
-    cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = str(tmp_path / 'train.json')
-    with pytest.raises(InputError, match=r'annotation file of val_evaluator .* no images 1\.png, 2\.png'):
-        train(cfg)
+def test_testing_checks_dataset_and_metrics(cfg, data_root, tmp_path):
     cfg.load_from = str(tmp_path / 'model.pth')
     torch.save(dict(state_dict=Runner.from_cfg(cfg).model.state_dict()), cfg.load_from)
+    ann_file = cfg.test_evaluator.ann_file
+    cfg.test_evaluator.ann_file = write_annotations(tmp_path / 'other.json', data_root, rename_images)
     with pytest.raises(InputError, match='annotation file of test_evaluator'):
+        Runner.from_cfg(cfg).test()
+    cfg.test_evaluator.ann_file = ann_file
+    cfg.test_dataloader.dataset.data_prefix = dict(img='pictures/')
+    with pytest.raises(InputError, match='image folder .*pictures.* does not exist'):
         Runner.from_cfg(cfg).test()
 
 
-def test_metric_whose_annotations_lack_iscrowd(cfg, annotations):
-    annotations(lambda content: [a.pop('iscrowd') for a in content['annotations'][:2]])
-    with pytest.raises(
-        InputError, match=r'without "iscrowd" in the file of val_evaluator, ids 1, 2: .* add "iscrowd": 0'
-    ):
-        train(cfg)
-    cfg.val_evaluator.update(format_only=True, outfile_prefix=str(cfg.work_dir))
-    train(cfg)
+# Packages
 
 
-def test_metric_without_an_annotation_file_is_not_checked(cfg):
-    dataset = Runner.from_cfg(cfg).build_dataloader(cfg.val_dataloader).dataset
-    check_metrics(Evaluator(CocoMetric(metric='segm')), dataset, 'val_evaluator')
+def test_package_that_is_missing():
+    with pytest.raises(InputError, match=r'package no_such_package, .*\. Run: pip install "a<2"'):
+        EmbedMaskPackagesHook({'json': 'b', 'no_such_package.eval': '"a<2"'})
 
 
-def test_package_that_is_missing_is_named():
-    with pytest.raises(InputError, match=r'needs no_such_package, .*: pip install "a<2"'):
-        EmbedMaskPackagesHook({'no_such_package.eval': '"a<2"'})
-
-
-def test_package_that_is_too_old_for_numpy_is_named(tmp_path, monkeypatch):
+def test_package_that_is_too_old_for_numpy(tmp_path, monkeypatch):
     (tmp_path / 'old_package.py').write_text(
         'import numpy as np\n\ndef area(x):\n    return np.sum(x.astype(np.gone))\n'
     )
-    (tmp_path / 'good_package.py').write_text('import numpy as np\n\nnothing = np.zeros(0)\n')
+    (tmp_path / 'good_package.py').write_text('import numpy as np\n\nnothing = np.zeros(0)  # warp.gone\n')
     monkeypatch.syspath_prepend(tmp_path)
     EmbedMaskPackagesHook({'good_package': 'a'})
-    with pytest.raises(InputError, match=r'the installed old_package uses np\.gone, which numpy .*: pip install a'):
+    with pytest.raises(InputError, match=r'package old_package uses np\.gone, which numpy .* Run: pip install a'):
         EmbedMaskPackagesHook({'old_package': 'a'})
 
 

@@ -1,4 +1,4 @@
-"""What `compare_models.py` trains, and the tables it makes of it."""
+"""What `compare_models.py` trains, and the tables it writes."""
 
 import json
 import re
@@ -12,10 +12,17 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import IterBasedTrainLoop, Runner
 
+from embedmask_mmdet.analysis.comparison.configs import (
+    Model,
+    compute_fingerprint,
+    make_training_config,
+    set_schedule,
+    split_limit,
+)
+from embedmask_mmdet.analysis.comparison.report import format_aps, format_costs, have_curves, plot_curves
+from embedmask_mmdet.analysis.comparison.training import select_curve
 from tests.in_process import run_script
 from tests.tiny import tiny_cfg, write_tiny_coco
-from tools.analysis_tools import compare_models
-from tools.analysis_tools.compare_models import Model
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / 'tools' / 'analysis_tools' / 'compare_models.py'
@@ -53,7 +60,7 @@ def test_config_has_all_but_the_head_in_common(path):
 @pytest.mark.parametrize('iterations', [(100, 300, 600), (1, 2), (7, 8, 20), (50,)])
 def test_schedule_tests_after_each_of_the_iterations(iterations):
     cfg = Config()
-    compare_models.set_schedule(cfg, list(iterations))
+    set_schedule(cfg, list(iterations))
     loop = object.__new__(IterBasedTrainLoop)
     milestones = [0, *(milestone for milestone, _ in cfg.train_cfg.dynamic_intervals)]
     loop.dynamic_milestones = milestones
@@ -71,7 +78,7 @@ def test_schedule_tests_after_each_of_the_iterations(iterations):
 def test_scale_enlarges_behind_augmentation_and_where_tests_resize():
     cfg = Config.fromfile(ROOT / 'configs' / 'comparison' / 'condinst_r18-64_nuclei.py')
     before = cfg.train_dataloader.dataset.pipeline
-    scaled = compare_models.prepare(cfg, [10], 0, 2.0)
+    scaled = make_training_config(cfg, [10], 0, 2.0)
     steps = scaled.train_dataloader.dataset.pipeline
     assert steps[-2] == dict(type='Resize', scale_factor=2.0, keep_ratio=True)
     assert [*steps[:-2], steps[-1]] == before
@@ -82,7 +89,7 @@ def test_scale_enlarges_behind_augmentation_and_where_tests_resize():
 def test_seeds_and_lengths_are_other_trainings_and_tests_on_the_way_are_not():
     cfg = Config.fromfile(ROOT / 'configs' / 'comparison' / 'condinst_r18-64_nuclei.py')
     digests = [
-        compare_models.fingerprint(compare_models.prepare(cfg, *arguments))
+        compute_fingerprint(make_training_config(cfg, *arguments))
         for arguments in (([100, 600], 0, 1), ([300, 600], 0, 1), ([600], 1, 1), ([300], 0, 1), ([600], 0, 2))
     ]
     assert digests[0] == digests[1]
@@ -92,36 +99,36 @@ def test_seeds_and_lengths_are_other_trainings_and_tests_on_the_way_are_not():
 def test_tables_give_mean_spread_and_ap_in_equal_time():
     fast = trained('fast', [{100: 0.2, 300: 0.5}, {100: 0.4, 300: 0.7}])
     slow = trained('slow', [{100: 0.6, 300: 0.8}], seconds=(4.0, 12.0, 21.0))
-    table = compare_models.format_aps([fast, slow], 'segm', [100, 300]).splitlines()
+    table = format_aps([fast, slow], 'segm', [100, 300]).splitlines()
     assert table[2] == '| fast | 0.300 ± 0.141 | 0.600 ± 0.141 | 0.600 ± 0.141 |'
     # It takes 6 times as long as the fast one in the same round, so it gets half the way to its first test.
     assert table[3] == '| slow, seeds: 1 | 0.600 | 0.800 | 0.300 |'
-    costs = compare_models.format_costs([fast, slow]).splitlines()
+    costs = format_costs([fast, slow]).splitlines()
     assert costs[3] == '| slow | 12.000 | 6.00 (5.00 to 6.50) | 12.35 |'
 
 
 def test_a_shorter_schedule_has_its_own_line_end():
     full = trained('full', [{100: 0.2, 300: 0.5}])
     short = trained('short', [{50: 0.4}], seconds=(6.0, 6.0, 6.0), iterations=(50,))
-    table = compare_models.format_aps([full, short], 'segm', [100, 300]).splitlines()
+    table = format_aps([full, short], 'segm', [100, 300]).splitlines()
     assert table[3] == '| short, schedule of 50 | - | - | 0.400 |'
-    assert compare_models.split_limit('a/b.py:50') == ('a/b.py', 50)
-    assert compare_models.split_limit('C:/b.py') == ('C:/b.py', None)
+    assert split_limit('a/b.py:50') == ('a/b.py', 50)
+    assert split_limit('C:/b.py') == ('C:/b.py', None)
 
 
 def test_one_test_alone_is_no_curve():
     models = [trained('one', [{100: 0.2}], iterations=(100,)), trained('two', [{100: 0.4}], iterations=(100,))]
-    table = compare_models.format_aps(models, 'segm', [100]).splitlines()
+    table = format_aps(models, 'segm', [100]).splitlines()
     assert table == ['| mask AP | 100 it |', '| --- | ---: |', '| one | 0.200 |', '| two | 0.400 |']
-    assert not compare_models.have_curves(models)
+    assert not have_curves(models)
 
 
 def test_plot_draws_models_with_and_without_masks(tmp_path):
     models = [trained('masks', [{100: 0.2, 300: 0.5}] * 2), trained('boxes', [{100: 0.2}], metric=['bbox'])]
-    compare_models.plot(models, tmp_path / 'plot.svg')
+    plot_curves(models, tmp_path / 'plot.svg')
     drawn = (tmp_path / 'plot.svg').read_text()
     assert all(text in drawn for text in ('mask AP', 'box AP', 'masks', 'boxes', 'iterations'))
-    compare_models.plot(models, tmp_path / 'again.svg')
+    plot_curves(models, tmp_path / 'again.svg')
     assert (tmp_path / 'again.svg').read_text() == drawn
 
 
@@ -202,12 +209,12 @@ def test_comparison_goes_on_where_it_was(tiny):
 
 def test_stored_results_hold_for_their_config_and_iterations_alone():
     cfg = Config.fromfile(ROOT / 'configs' / 'comparison' / 'condinst_r18-64_nuclei.py')
-    prepared = compare_models.prepare(cfg, [100, 600], 0, 1)
-    result = dict(fingerprint=compare_models.fingerprint(prepared), curve={'100': {}, '600': {}})
-    assert compare_models.curve_in(result, prepared, [100, 600]) == {100: {}, 600: {}}
-    assert compare_models.curve_in(result, prepared, [300, 600]) is None
-    assert compare_models.curve_in(result, compare_models.prepare(cfg, [100, 600], 1, 1), [100, 600]) is None
-    assert compare_models.curve_in({}, prepared, [100, 600]) is None
+    prepared = make_training_config(cfg, [100, 600], 0, 1)
+    result = dict(fingerprint=compute_fingerprint(prepared), curve={'100': {}, '600': {}})
+    assert select_curve(result, prepared, [100, 600]) == {100: {}, 600: {}}
+    assert select_curve(result, prepared, [300, 600]) is None
+    assert select_curve(result, make_training_config(cfg, [100, 600], 1, 1), [100, 600]) is None
+    assert select_curve({}, prepared, [100, 600]) is None
 
 
 @pytest.mark.parametrize('seed', [0, 5])
@@ -220,7 +227,7 @@ def test_models_with_one_seed_see_the_same_batches(tiny, seed):
     for drawn_before in (1, 9):
         np.random.seed(drawn_before)
         torch.manual_seed(drawn_before)
-        prepared = compare_models.prepare(cfg, [2], seed, 1)
+        prepared = make_training_config(cfg, [2], seed, 1)
         batches = iter(Runner.build_dataloader(prepared.train_dataloader, seed=prepared.randomness.seed))
         seen.append([torch.stack(next(batches)['inputs']) for _ in range(3)])
         torch.rand(drawn_before)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import re
 import subprocess
 import sys
@@ -22,12 +21,12 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 
+from embedmask_mmdet.cli.launch import load_installed
+from embedmask_mmdet.datasets import coco2014
 from embedmask_mmdet.engine import EmbedMaskPackagesHook
 from embedmask_mmdet.errors import InputError
 from embedmask_mmdet.structures import RLEMasks
 from tests.tiny import ROOT, draw_shapes, tiny_model_cfg
-from tools.dataset_converters import coco2014
-from tools.run_installed import load_installed
 
 CONFIGS = ROOT / 'configs'
 SIZE = (96, 128)
@@ -95,7 +94,7 @@ def write_coco_2014(root):
     write_coco(annotations / 'instances_val2014.json', root / 'val2014', val, COCO_CATEGORIES)
     write_coco(annotations / 'instances_val2017.json', root / 'val2017', names('', (4, 6)), COCO_CATEGORIES)
     write_image_info(annotations / 'image_info_test2014.json', root / 'test2014', names('COCO_test2014_', (7, 8)))
-    coco2014.convert(annotations, annotations)
+    coco2014.write_lists(annotations, annotations)
 
 
 def write_coco_2017(root):
@@ -323,7 +322,7 @@ def test_own_data_starts_from_a_checkpoint_with_other_classes(tmp_path, monkeypa
 def annotations(tmp_path):
     write_coco_2014(tmp_path)
     folder = tmp_path / 'annotations'
-    for name in (coco2014.MINIVAL, coco2014.REST):
+    for name in (coco2014.MINIVAL, coco2014.VALMINUSMINIVAL):
         (folder / name).unlink()
     return folder
 
@@ -354,9 +353,9 @@ def test_lists_divide_val2014(annotations):
     result = run_converter(annotations)
     assert result.returncode == 0, result.stderr
     assert '2 images, 6 instances' in result.stdout
-    assert 'a part of COCO' in result.stdout
+    assert 'the complete file has 40504' in result.stdout
     whole = read(annotations / 'instances_val2014.json')
-    minival, rest = (read(annotations / name) for name in (coco2014.MINIVAL, coco2014.REST))
+    minival, rest = (read(annotations / name) for name in (coco2014.MINIVAL, coco2014.VALMINUSMINIVAL))
     assert set(by_image(minival)) == {4, 6}
     assert {**by_image(minival), **by_image(rest)} == by_image(whole)
     assert minival['categories'] == rest['categories'] == whole['categories']
@@ -367,7 +366,7 @@ def test_lists_that_are_there_stay(annotations, tmp_path):
     assert run_converter(annotations, '--out', tmp_path / 'out').returncode == 0
     (tmp_path / 'out' / coco2014.MINIVAL).write_text('mine')
     result = run_converter(annotations, '--out', tmp_path / 'out')
-    assert 'are there already' in result.stdout
+    assert 'exist already' in result.stdout
     assert (tmp_path / 'out' / coco2014.MINIVAL).read_text() == 'mine'
 
 
@@ -389,7 +388,7 @@ def test_incomplete_val2017_would_let_test_images_be_trained_on(annotations):
     without_annotations(annotations / 'instances_val2014.json', range(40504), 'COCO_val2014_')
     without_annotations(annotations / 'instances_val2017.json', range(4999))
     assert 'instances_val2017.json has 4999 images instead of 5000' in error_of(run_converter(annotations))
-    assert not (annotations / coco2014.REST).exists()
+    assert not (annotations / coco2014.VALMINUSMINIVAL).exists()
 
 
 def test_missing_file_is_named(annotations):
@@ -417,7 +416,7 @@ def test_file_of_another_set_is_recognised(annotations, source):
 
 def test_train2017_is_not_taken_for_val2017(annotations):
     without_annotations(annotations / 'instances_val2017.json', (1, 2, 3, 5))
-    assert '2 of 4 images of instances_val2017.json are not in instances_val2014.json, such as id 1' in error_of(
+    assert '2 of 4 images of instances_val2017.json are not in instances_val2014.json, such as ID 1' in error_of(
         run_converter(annotations)
     )
 
@@ -439,7 +438,7 @@ def scripts_of_the_page():
 def run_script(name, folder, *arguments):
     (folder / name).write_text(scripts_of_the_page()[name])
     command = [sys.executable, name, *map(str, arguments)]
-    subprocess.run(command, cwd=folder, check=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    subprocess.run(command, cwd=folder, check=True)
 
 
 def test_fill_in_computes_what_annotations_lack(tmp_path):

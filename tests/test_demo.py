@@ -17,7 +17,8 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from demo import run_demo
-from tools.dataset_converters import nuclei
+from embedmask_mmdet.datasets import nuclei
+from embedmask_mmdet.inference import side_by_side
 
 ROOT = Path(__file__).resolve().parents[1]
 CUT = 60  # two thirds of the width below
@@ -48,7 +49,7 @@ def wheel(labels, tmp_path_factory):
 @pytest.fixture(scope='module')
 def dataset(wheel, tmp_path_factory):
     out = tmp_path_factory.mktemp('data') / 'nuclei'
-    nuclei.convert(out, wheel)
+    nuclei.write_dataset(out, wheel)
     return out
 
 
@@ -109,16 +110,16 @@ def test_licence_comes_along(dataset):
 
 def test_image_is_stretched_to_8_bits():
     image = np.linspace(100, 1100, 1001).reshape(7, 143).astype(np.uint16)
-    stretched = nuclei.to_8bit(image, reference=image)
+    stretched = nuclei.convert_to_8bit(image, reference=image)
     assert stretched.dtype == np.uint8
     assert stretched.min() == 0 and stretched.max() == 255
     assert abs(int(stretched.flat[500]) - 127.5) < 1
-    assert (nuclei.to_8bit(np.full((4, 4), 9, np.uint16), np.full((4, 4), 9, np.uint16)) == 0).all()
+    assert (nuclei.convert_to_8bit(np.full((4, 4), 9, np.uint16), np.full((4, 4), 9, np.uint16)) == 0).all()
 
 
 def test_existing_dataset_is_left_alone(dataset, tmp_path, capsys):
     (tmp_path / 'mine').write_text('kept')
-    nuclei.convert(tmp_path)
+    nuclei.write_dataset(tmp_path)
     assert 'remove it' in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ['mine']
 
@@ -144,53 +145,94 @@ def test_no_network_says_what_to_do(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_show_truth_beside_prediction(dataset, labels, tmp_path):
-    coco = COCO(dataset / 'annotations/test.json')
-    masks = [annotation['segmentation'] for annotation in coco.anns.values()]
-    found = dict(masks=masks, scores=np.linspace(0.9, 0.1, len(masks)))
-    pictures = run_demo.draw_pictures(coco, [dict(img_id=1, pred_instances=found)], dataset / 'images', tmp_path)
-
-    assert pictures == [tmp_path / 'test.png']
-    picture = cv2.imread(str(pictures[0]))[40:].astype(int)
-    height, width = side(labels, 'test').shape
-    assert picture.shape == (4 * height, 2 * 4 * width, 3)
-    coloured = np.ptp(picture, axis=2)[2::4, 2::4] > 30
-    assert coloured[:, :width][side(labels, 'test') > 0].all()
-    shown = mask_utils.decode([mask for mask, score in zip(masks, found['scores']) if score > run_demo.DRAWN_SCORE])
-    assert coloured[:, width:][shown.any(axis=2)].all()
-    unseen = (side(labels, 'test') > 0) & ~cv2.dilate(shown.max(axis=2), np.ones((3, 3))).astype(bool)
-    assert unseen.any() and not coloured[:, width:][unseen].any()
+@pytest.fixture
+def truth(dataset):
+    return COCO(dataset / 'annotations/test.json')
 
 
-def test_picture_without_detections(dataset, tmp_path):
-    coco = COCO(dataset / 'annotations/test.json')
-    nothing = dict(img_id=1, pred_instances=dict(masks=[], scores=np.zeros(0)))
-    assert run_demo.draw_pictures(coco, [nothing], dataset / 'images', tmp_path)[0].exists()
+def rles(coco):
+    return [coco.annToRLE(annotation) for annotation in coco.anns.values()]
 
 
-def test_colours_differ():
-    assert len(set(run_demo.distinct_colors(40))) == 40
+def draw(truth, dataset, masks, scores, out):
+    """Draw and return the left and the right half of the picture, at the size of the image."""
+    sample = dict(img_id=1, pred_instances=dict(masks=masks, scores=scores))
+    (path,) = side_by_side.draw_dataset(truth, [sample], dataset / 'images', out, run_demo.SCORE_THR)
+    assert path == out / 'test.png'
+    picture = cv2.imread(str(path))[side_by_side.TITLE_HEIGHT :].astype(int)
+    return np.split(picture[2::4, 2::4], 2, axis=1)
+
+
+def test_pictures_show_truth_beside_prediction(truth, dataset, labels, tmp_path):
+    masks = rles(truth)
+    scores = np.linspace(0.9, 0.1, len(masks))
+    left, right = draw(truth, dataset, masks, scores, tmp_path)
+    assert left.shape == right.shape == (*side(labels, 'test').shape, 3)
+    left, right = (np.ptp(half, axis=2) > 30 for half in (left, right))
+    assert left[side(labels, 'test') > 0].all()
+    shown = mask_utils.decode([mask for mask, score in zip(masks, scores) if score > run_demo.SCORE_THR])
+    assert right[shown.any(axis=2)].all()
+    hidden = (side(labels, 'test') > 0) & ~cv2.dilate(shown.max(axis=2), np.ones((3, 3))).astype(bool)
+    assert hidden.any() and not right[hidden].any()
+
+
+def test_an_instance_has_the_same_color_on_both_sides(truth, dataset, labels, tmp_path):
+    masks = rles(truth)
+    left, right = draw(truth, dataset, masks[::-1], np.full(len(masks), 0.9), tmp_path)
+    inside = side(labels, 'test') > 0
+    assert inside.any() and (left[inside] == right[inside]).all()
+
+
+def strip(start, stop):
+    mask = np.zeros((10, 40), np.uint8)
+    mask[:, start:stop] = 1
+    return mask_utils.encode(np.asfortranarray(mask))
+
+
+def test_predictions_match_the_truth_one_to_one_from_an_iou_of_half():
+    truth = [strip(0, 10), strip(20, 30)]
+    prediction = [strip(35, 40), strip(20, 29), strip(20, 30), strip(0, 5), strip(6, 10)]
+    assert side_by_side.match_instances(truth, prediction) == {2: 1, 3: 0}
+    assert side_by_side.match_instances(truth, [strip(6, 10)]) == {}
+
+
+def test_unmatched_predictions_have_colors_of_their_own():
+    image = np.zeros((10, 40, 3), np.uint8)
+    truth, prediction = [strip(0, 10), strip(20, 30)], [strip(32, 38), strip(0, 10)]
+    picture = side_by_side.draw_side_by_side(image, truth, prediction, ('', ''), zoom=4)[40 + 20]
+    first, second, unmatched, matched = (tuple(picture[4 * x]) for x in (5, 25, 40 + 35, 40 + 5))
+    assert matched == first
+    assert len({first, second, unmatched, (0, 0, 0)}) == 4
+
+
+def test_picture_without_detections(truth, dataset, tmp_path):
+    _, right = draw(truth, dataset, [], np.zeros(0), tmp_path)
+    assert np.ptp(right, axis=2).max() < 10
+
+
+def test_colors_differ():
+    assert len(set(side_by_side.choose_colors(40))) == 40
 
 
 def test_training_is_repeated_unless_it_was_finished_with_this_config(tmp_path):
     config = tmp_path / 'config.py'
     config.write_text('train_cfg = dict(max_iters=20)')
 
-    checkpoint = run_demo.final_checkpoint(tmp_path, config)
+    checkpoint = run_demo.find_final_checkpoint(tmp_path, config)
     assert checkpoint == tmp_path / 'iter_20.pth'
 
     def trained(iterations):
         (tmp_path / f'iter_{iterations}.pth').touch()
         (tmp_path / 'last_checkpoint').write_text(f'elsewhere/iter_{iterations}.pth')
-        return run_demo.was_trained(checkpoint, config)
+        return run_demo.is_trained(checkpoint, config)
 
-    assert not run_demo.was_trained(checkpoint, config)
+    assert not run_demo.is_trained(checkpoint, config)
     assert not trained(10)
     os.utime(config, (0, 0))
     assert trained(20)
     newer = checkpoint.stat().st_mtime + 1
     os.utime(config, (newer, newer))
-    assert not run_demo.was_trained(checkpoint, config)
+    assert not run_demo.is_trained(checkpoint, config)
 
 
 def test_failing_stage_ends_the_demo(capfd, tmp_path):
@@ -209,5 +251,5 @@ def test_demo_reaches_its_figures_and_does_not_train_twice(tmp_path):
     assert (tmp_path / 'here/pictures/test.png').stat().st_size > 100_000
 
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert 'training: was done before' in second
+    assert 'training: already done' in second
     assert f'segm  AP {ap:.3f}  AP50 {ap50:.3f}' in second

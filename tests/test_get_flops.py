@@ -1,24 +1,16 @@
 """The tool that counts multiply-adds leaves nothing out that a network of ours does."""
 
-import importlib.util
-import re
-import sys
-
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from embedmask_mmdet.analysis.flops import count_flops, format_flops
+from tests.in_process import run_script
 from tests.tiny import COCO_CONFIG, ROOT, tiny_model_cfg
 
 TOOL = ROOT / 'tools' / 'analysis_tools' / 'get_flops.py'
-
-
-def load_tool():
-    spec = importlib.util.spec_from_file_location('get_flops', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
 
 
 def build(dcn):
@@ -46,7 +38,7 @@ def count_by_hooks(model, shape):
 
 @pytest.mark.parametrize('dcn', [False, True], ids=['plain', 'deformable'])
 def test_all_convolutions_are_counted(dcn):
-    parameters, operations, skipped = load_tool().count(build(dcn), (64, 96))
+    parameters, operations, skipped = count_flops(build(dcn), (64, 96))
     assert not skipped
     assert (operations['deform_conv'] > 0) == dcn
     assert operations['conv'] + operations['deform_conv'] == count_by_hooks(build(dcn), (64, 96))
@@ -61,8 +53,18 @@ def test_all_convolutions_are_counted(dcn):
         ([str(COCO_CONFIG), '--shape', '0', '800'], '--shape takes a height and a width in pixels, got [0, 800]'),
     ],
 )
-def test_what_cannot_be_counted_is_said(arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', [str(TOOL), *arguments])
-    with pytest.raises(SystemExit, match=re.escape(f'get_flops.py: error: {message}')):
-        load_tool().main()
-    assert not capsys.readouterr().out
+def test_what_cannot_be_counted_is_said(arguments, message, tmp_path):
+    result = run_script(TOOL, arguments, tmp_path)
+    assert result.code != 0 and not result.stdout
+    assert result.stderr.startswith(f'get_flops.py: error: {message}')
+
+
+def test_table_has_a_row_for_each_config():
+    cfgs = {name: Config(dict(model=tiny_model_cfg())) for name in ('one.py', 'two.py')}
+    init_default_scope('mmdet')
+    parameters, operations, _ = count_flops(MODELS.build(tiny_model_cfg()), (64, 96))
+    header, _, *rows, last = format_flops(cfgs, (64, 96))
+    assert header == '| config | parameters (M) | GFLOPs at 64 x 96 |'
+    cells = f'{parameters / 1e6:.1f} | {sum(operations.values()) / 1e9:.1f} |'
+    assert rows == [f'| one.py | {cells}', f'| two.py | {cells}']
+    assert 'Not counted: post-processing' in last

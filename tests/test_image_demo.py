@@ -1,24 +1,29 @@
 """The demo as a user calls it: images of every kind, folders, videos, broken files, and paths that are wrong."""
 
+import copy
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets.transforms import InferencerLoader
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from PIL import Image
 
 from demo import image_demo
-from embedmask_mmdet.engine.thresholds import ScoreThreshold, save_thresholds
+from embedmask_mmdet.analysis.thresholds import ScoreThreshold, save_thresholds
+from embedmask_mmdet.inference import EmbedMaskInferencer, drawing
+from embedmask_mmdet.inference.files import SkippedFiles
+from embedmask_mmdet.inference.inferencer import set_short_side
 from tests.tiny import CLASSES, COCO_CONFIG, tiny_cfg, tiny_detector
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,11 +74,17 @@ def difference(first, second):
 
 
 @pytest.fixture
-def drawer():
-    init_default_scope('mmdet')
-    cfg = Config.fromfile(COCO_CONFIG)
-    meta = dict(classes=CLASSES, palette=[(255, 0, 0), (0, 0, 255)])
-    return image_demo.Drawer(SimpleNamespace(cfg=cfg, dataset_meta=meta), thresholds=[0.5, 0.7])
+def inferencer(folder):
+    inferencer = EmbedMaskInferencer(folder / 'tiny.py', folder / 'tiny.pth', device='cpu')
+    inferencer.thresholds = [0.5, 0.7]
+    inferencer.visualizer.dataset_meta['palette'] = [(255, 0, 0), (0, 0, 255)]
+    return inferencer
+
+
+def draw(inferencer, image, sample):
+    """Draw detections and return the picture in BGR."""
+    (picture,) = inferencer.visualize([image], [sample], return_vis=True)
+    return picture[..., ::-1]
 
 
 def two_squares(size, scores):
@@ -84,15 +95,14 @@ def two_squares(size, scores):
     for mask, (left, top, right, bottom) in zip(masks, boxes):
         mask[int(top) : int(bottom), int(left) : int(right)] = True
     found = InstanceData(bboxes=torch.tensor(boxes), masks=masks, scores=torch.tensor(scores), labels=torch.arange(2))
-    return DetDataSample(pred_instances=found), masks.numpy()
+    return DetDataSample(pred_instances=found, metainfo=dict(ori_shape=size)), masks.numpy()
 
 
 @pytest.mark.parametrize('size', [(240, 320), (96, 129), (1201, 1603)])
-def test_masks_are_tinted_and_the_rest_is_left_alone(drawer, size):
+def test_masks_are_tinted_and_the_rest_is_left_alone(inferencer, size):
     image = np.full((*size, 3), 128, np.uint8)
     sample, masks = two_squares(size, [0.9, 0.9])
-    drawer.draw(image, sample)
-    drawn = drawer.picture().astype(int)
+    drawn = draw(inferencer, image, sample).astype(int)
     assert drawn.shape == image.shape
     for mask, channel in zip(masks, (2, 0)):  # red and blue, in BGR
         middle = cv2.erode(mask.astype(np.uint8), np.ones((3, 3)), iterations=size[0] // 12).astype(bool)
@@ -103,23 +113,34 @@ def test_masks_are_tinted_and_the_rest_is_left_alone(drawer, size):
     assert (drawn[~near] == 128).all()
 
 
-def test_fonts_grow_with_the_picture(drawer):
+def test_fonts_grow_with_the_picture(inferencer):
     def name_height(size):
         sample, _ = two_squares(size, [0.9, 0.0])
-        drawer.draw(np.full((*size, 3), 128, np.uint8), sample)
-        return (drawer.picture().max(axis=2) < 60).sum(axis=0).max()  # the black behind a name
+        sample.pred_instances = sample.pred_instances[:1]
+        picture = draw(inferencer, np.full((*size, 3), 128, np.uint8), sample)
+        return (picture.max(axis=2) < 60).sum(axis=0).max()  # the black behind a name
 
     assert name_height((1600, 1600)) > 2 * name_height((640, 640))
 
 
 @pytest.mark.parametrize('scores, drawn', [((0.5, 0.7), 2), ((0.6, 0.6), 1), ((0.4, 0.8), 1), ((0.4, 0.6), 0)])
-def test_each_class_has_its_threshold(drawer, scores, drawn):
+def test_each_class_has_its_threshold(inferencer, monkeypatch, scores, drawn):
     image = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
     sample, masks = two_squares((HEIGHT, WIDTH), list(scores))
-    drawer.draw(image, sample)
-    assert drawer.num_drawn == drawn
-    shown = [(drawer.picture()[mask] != 128).any() for mask in masks]
+    monkeypatch.setattr(inferencer.model, 'test_step', lambda data: [sample])
+    outputs = inferencer(image, return_vis=True)
+    assert len(outputs['predictions'][0]['scores']) == drawn
+    shown = [(outputs['visualization'][0][mask] != 128).any() for mask in masks]
     assert shown == [scores[0] >= 0.5, scores[1] >= 0.7]
+
+
+def test_low_thresholds_are_not_raised_by_mmdetections_default(inferencer, monkeypatch):
+    image = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+    sample, masks = two_squares((HEIGHT, WIDTH), [0.02, 0.02])
+    monkeypatch.setattr(inferencer.model, 'test_step', lambda data: [sample])
+    inferencer.thresholds = [0.01, 0.03]
+    (picture,) = inferencer(image, return_vis=True)['visualization']
+    assert [(picture[mask] != 128).any() for mask in masks] == [True, False]
 
 
 def test_min_image_size_is_the_short_side_of_what_is_detected_in():
@@ -132,8 +153,10 @@ def test_min_image_size_is_the_short_side_of_what_is_detected_in():
         ((640, 480), 1600, (2133, 1600)),
         ((100, 400), 800, (333, 1333)),
     ]:
-        pipeline = image_demo.build_pipeline(cfg, short_side)
-        sample = pipeline(dict(img=np.zeros((*size, 3), np.uint8), img_id=0))['data_samples']
+        steps = copy.deepcopy(cfg.test_pipeline)
+        if short_side is not None:
+            set_short_side(steps, short_side)
+        sample = Compose([InferencerLoader(), *steps[1:]])(np.zeros((*size, 3), np.uint8))['data_samples']
         assert sample.img_shape == resized and sample.ori_shape == size
 
 
@@ -214,10 +237,13 @@ def test_broken_files_are_named_and_the_rest_is_done(folder, run, tmp_path, caps
     assert end.value.code.startswith('9 skipped: ')
 
 
-def test_image_that_cannot_be_resized_is_skipped(drawer, tmp_path, capsys):
-    cv2.imwrite(str(tmp_path / 'strip.png'), picture(1, 5000))  # the config makes its short side 0.27 pixels
-    skipped = image_demo.Skipped()
-    image_demo.draw_images(drawer, [(tmp_path / 'strip.png', tmp_path / 'out.png')], 1, skipped)
+def test_image_that_cannot_be_resized_is_skipped(folder, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / 'strip.png'), picture(1, 5000))  # COCO's config makes its short side 0.27 pixels
+    cfg = Config.fromfile(folder / 'tiny.py')
+    cfg.test_dataloader.dataset.pipeline = Config.fromfile(COCO_CONFIG).test_pipeline
+    skipped = SkippedFiles()
+    drawer = drawing.FileDrawer(EmbedMaskInferencer(cfg, folder / 'tiny.pth', 'cpu'), 1, skipped)
+    drawer.draw([tmp_path / 'strip.png'], [tmp_path / 'out.png'])
     assert skipped == [tmp_path / 'strip.png'] and 'skipped' in capsys.readouterr().err
 
 
@@ -241,7 +267,7 @@ def video(tmp_path):
 
 def frames_of(path):
     reader = cv2.VideoCapture(str(path))
-    return list(image_demo.read_frames(reader)), reader.get(cv2.CAP_PROP_FPS)
+    return list(drawing.read_frames(reader)), reader.get(cv2.CAP_PROP_FPS)
 
 
 def test_video_keeps_frames_size_and_rate(run, video, tmp_path):
@@ -256,8 +282,8 @@ def test_video_keeps_frames_size_and_rate(run, video, tmp_path):
 
 
 def test_cut_video_is_drawn_as_far_as_it_goes(monkeypatch, run, video, tmp_path, capsys):
-    read_frames = image_demo.read_frames
-    monkeypatch.setattr(image_demo, 'read_frames', lambda video: list(read_frames(video))[:4])
+    read_frames = drawing.read_frames
+    monkeypatch.setattr(drawing, 'read_frames', lambda video: list(read_frames(video))[:4])
     with pytest.raises(SystemExit):
         run('video.avi', 'tiny.py', 'tiny.pth')
     assert 'skipped video.avi: only 4 of 7 frames can be read' in capsys.readouterr().err
@@ -285,12 +311,10 @@ def test_thresholds_beside_the_checkpoint_are_used(folder, run, tmp_path):
 
 
 def test_run_by_hand_from_another_folder(folder, tmp_path):
-    environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     command = [sys.executable, ROOT / 'demo/image_demo.py', '--out-dir', 'out', folder / 'image.png']
     result = subprocess.run(
         [*command, folder / 'tiny.py', folder / 'tiny.pth'],
         cwd=tmp_path,
-        env=environment,
         capture_output=True,
         text=True,
     )
@@ -313,8 +337,8 @@ def other_checkpoint(folder, path, **changes):
         (['other.py', 'tiny.pth'], 'the config other.py does not exist'),
         (['tiny.py', 'other.pth'], 'the checkpoint other.pth does not exist'),
         (['tiny.py', 'cut.pth'], 'cut.pth'),
-        (['tiny.py', 'fewer.pth'], 'fewer.pth is no checkpoint of'),
-        (['tiny.py', 'classes.pth'], 'classes.pth is about 3 classes (a, b, c)'),
+        (['tiny.py', 'fewer.pth'], 'fewer.pth is not a checkpoint of'),
+        (['tiny.py', 'classes.pth'], 'classes.pth has 3 classes (a, b, c), but the model of'),
         (['tiny.py', 'tiny.pth', '--out-dir', 'file'], 'file: File exists'),
         (['tiny.py', 'tiny.pth', '--out-dir', '.'], 'image.png would be overwritten by its picture'),
         (['tiny.py', 'tiny.pth', '--device', 'cuda:99'], '--device cuda:99 cannot be used'),

@@ -10,26 +10,26 @@ import pytest
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from tools.dataset_converters import make_shapes
+from embedmask_mmdet.datasets import shapes
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / 'tools' / 'dataset_converters' / 'make_shapes.py'
 
 
 @pytest.fixture(scope='module')
-def shapes(tmp_path_factory):
+def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp('data') / 'shapes'
-    make_shapes.make(out, (40, 5), 256, 0)
+    shapes.write_dataset(out, 40, 5, 256, 0)
     return out
 
 
 @pytest.fixture(scope='module')
-def train(shapes):
-    return COCO(shapes / 'annotations' / 'train.json')
+def train(folder):
+    return COCO(folder / 'annotations' / 'train.json')
 
 
-def read_all(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
+def read_all(root):
+    return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob('*')) if path.is_file()}
 
 
 def visible_masks(coco, image_id):
@@ -38,21 +38,21 @@ def visible_masks(coco, image_id):
 
 def test_same_seed_same_files(tmp_path):
     for name, seed in (('one', 3), ('two', 3), ('other', 4)):
-        make_shapes.make(tmp_path / name, (2, 1), 96, seed)
+        shapes.write_dataset(tmp_path / name, 2, 1, 96, seed)
     assert read_all(tmp_path / 'one') == read_all(tmp_path / 'two')
     assert read_all(tmp_path / 'one') != read_all(tmp_path / 'other')
 
 
-def test_an_image_does_not_depend_on_how_many_there_are(shapes, tmp_path):
-    make_shapes.make(tmp_path / 'fewer', (1, 1), 256, 0)
+def test_an_image_does_not_depend_on_how_many_there_are(folder, tmp_path):
+    shapes.write_dataset(tmp_path / 'fewer', 1, 1, 256, 0)
     for name in ('train_0000.png', 'test_0000.png'):
-        assert (tmp_path / 'fewer/images' / name).read_bytes() == (shapes / 'images' / name).read_bytes()
+        assert (tmp_path / 'fewer/images' / name).read_bytes() == (folder / 'images' / name).read_bytes()
 
 
-def test_images_are_listed_and_differ(shapes, train):
+def test_images_are_listed_and_differ(folder, train):
     names = [image['file_name'] for image in train.imgs.values()]
-    images = [cv2.imread(str(shapes / 'images' / name)) for name in names]
-    assert len(names) == 40 and len(COCO(shapes / 'annotations' / 'test.json').imgs) == 5
+    images = [cv2.imread(str(folder / 'images' / name)) for name in names]
+    assert len(names) == 40 and len(COCO(folder / 'annotations' / 'test.json').imgs) == 5
     assert all(image.shape == (256, 256, 3) for image in images)
     assert len({image.tobytes() for image in images}) == 40
     assert np.std(images[0]) > 10
@@ -63,7 +63,7 @@ def test_annotations_agree_with_their_masks(train):
     for annotation in train.anns.values():
         mask = train.annToMask(annotation)
         assert mask.shape == (256, 256)
-        assert annotation['area'] == mask.sum() >= make_shapes.MIN_AREA
+        assert annotation['area'] == mask.sum() >= shapes.MIN_AREA
         assert annotation['bbox'] == mask_utils.toBbox(annotation['segmentation']).tolist()
     assert {annotation['category_id'] for annotation in train.anns.values()} == set(train.cats)
 
@@ -80,9 +80,7 @@ def test_masks_are_what_is_visible(train):
 
 def test_sizes_span_a_factor_of_30(train):
     masks = [
-        mask
-        for index in range(400)
-        for mask in make_shapes.draw_instances(np.random.default_rng([0, 0, index]), 256)[0]
+        mask for index in range(400) for mask in shapes.draw_instances(np.random.default_rng([0, 0, index]), 256)[0]
     ]
     assert (masks[0] == train.annToMask(train.anns[1])).all()
     # By their larger side, which the border and other shapes make smaller.
@@ -96,11 +94,11 @@ def test_many_outlines_are_concave(train):
     assert np.mean(np.array(filled) < 0.5) > 0.3
 
 
-@pytest.mark.parametrize('name', make_shapes.SHAPES)
+@pytest.mark.parametrize('name', shapes.SHAPES)
 def test_each_shape_fills_its_box(name):
     rng = np.random.default_rng(0)
     for size in (8, 60.5, 240):
-        shape = make_shapes.fill(rng, make_shapes.SHAPES[name](rng), size)
+        shape = shapes.fill_contours(rng, shapes.SHAPES[name](rng), size)
         x, y, width, height = cv2.boundingRect(shape)
         # The tips of the thinnest do not cover half a pixel.
         assert (x, y) <= (1, 1)
@@ -109,9 +107,9 @@ def test_each_shape_fills_its_box(name):
 
 def test_a_ring_has_a_hole_and_a_star_is_concave():
     rng = np.random.default_rng(0)
-    ring = make_shapes.fill(rng, make_shapes.ring(rng), 100)
+    ring = shapes.fill_contours(rng, shapes.ring(rng), 100)
     assert ring[50, 50] == 0 and ring.any()
-    star = make_shapes.fill(rng, make_shapes.star(rng), 100)
+    star = shapes.fill_contours(rng, shapes.star(rng), 100)
     (outline,), _ = cv2.findContours(star, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     assert cv2.contourArea(outline) < 0.8 * cv2.contourArea(cv2.convexHull(outline))
 
@@ -129,7 +127,7 @@ def test_command_line_writes_once(tmp_path):
     assert {path.name for path in written} == {
         *('train_0000.png', 'train_0001.png', 'test_0000.png', 'train.json', 'test.json')
     }
-    assert 'is there already' in run(*arguments, cwd=tmp_path).stdout
+    assert 'exists already' in run(*arguments, cwd=tmp_path).stdout
     assert read_all(tmp_path / 'data' / 'shapes') == written
 
 

@@ -32,8 +32,7 @@ def demo_folder(tmp_path):
     return tmp_path / 'demo'
 
 
-def test_notebook_runs_and_shows_pictures(demo_folder, monkeypatch):
-    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+def test_notebook_runs_and_shows_pictures(demo_folder):
     notebook = nbformat.read(ROOT / 'demo/embedmask.ipynb', as_version=4)
     NotebookClient(notebook, timeout=300, resources=dict(metadata=dict(path=str(demo_folder)))).execute()
 

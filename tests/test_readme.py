@@ -24,16 +24,18 @@ from typing import NamedTuple
 import mmdet
 import pytest
 import torch
-from mmdet.registry import MODELS
+from mmdet.registry import HOOKS, MODELS, TASK_UTILS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from embedmask_mmdet import models
 from tests.in_process import like_a_process, run_script
 from tests.sandbox import NUCLEI_CHECKPOINT, make_sandbox
 from tests.tiny import ROOT, tiny_detector
 
 DOCUMENTS = [
     ROOT / 'README.md',
+    ROOT / 'CONTRIBUTING.md',
     *(path for folder in ('configs', 'demo', 'docs') for path in sorted((ROOT / folder).glob('*.md'))),
 ]
 CONFIG = 'configs/embedmask_r50_1x_coco.py'
@@ -74,6 +76,11 @@ RULES = {
     'make setup': Rule(covered_by='tests/test_setup.py::test_fresh_clone_is_set_up'),
     'make demo': Rule(covered_by='tests/test_demo.py::test_demo_reaches_its_figures_and_does_not_train_twice'),
     'make test': Rule(covered_by='tests/test_tools.py::test_make_lists_its_targets'),
+    'make test-slow': Rule(covered_by='tests/test_tools.py::test_make_lists_its_targets'),
+    'setup.py': Rule(covered_by='tests/test_setup.py::test_fresh_clone_is_set_up'),
+    'mutmut': Rule(covered_by='tests/test_tools.py::test_make_lists_its_targets'),
+    'make mutants': Rule(covered_by='tests/test_tools.py::test_make_lists_its_targets'),
+    'make lint': Rule(covered_by='tests/test_tools.py::test_make_lists_its_targets'),
     'tools/train.py': TRAIN,
     'tools/test.py': TEST,
     'tools/dist_train.sh': TRAIN._replace(slow=''),
@@ -85,7 +92,7 @@ RULES = {
         says='backbone', options='--images 2 --warmup 0 --threads 1', slow='--against'
     ),
     'tools/analysis_tools/benchmark_masks.py': Rule(
-        says='ours', options='--cases 0 --rounds 1 --threads 1 --out masks.md', slow=''
+        says='against our kernels', options='--cases 0 --rounds 1 --threads 1 --out masks.md', slow=''
     ),
     'tools/analysis_tools/benchmark_loss.py': Rule(
         says='lean', options='--img-shape 64 96 --batch-size 1 --instances 2 --crowd 0 --repeats 1', slow=''
@@ -292,14 +299,28 @@ def test_python(block, sandbox):
         exec(compile(code, 'document', 'exec'), given)
 
 
+SETTINGS = [ROOT / 'docs' / name for name in ('settings.md', 'coming-from-the-authors-code.md')]
+# A setting under `model`, or an argument of a part.
+SETTING = r'(?:frame|bbox_head|mask_head|test_cfg)(?:\.[a-z_]\w*)+|(?:EmbedMask[A-Z]\w*|[A-Z]\w*Loss)\.[a-z_]\w*'
+
+
 def settings_table() -> list[tuple[str, str]]:
-    """Return the README's settings with the default that it gives for each."""
-    rows = re.findall(r'^\|[^|]+\|([^|]*`[\w.]+`[^|]*)\|([^|]+)\|', (ROOT / 'README.md').read_text(), re.M)
+    """Return the settings in the tables of the documentation with the default that it gives for each."""
+    rows = [
+        row
+        for document in SETTINGS
+        for row in re.findall(r'^\|[^|]+\|([^|]*`[\w.]+`[^|]*)\|([^|]+)\|$', document.read_text(), re.M)
+    ]
     return [
         (setting, default.strip().strip('`'))
         for names, default in rows
-        for setting in re.findall(r'`((?:bbox_head|mask_head|test_cfg)\.[\w.]+)`', names)
+        for setting in re.findall(rf'`({SETTING})`', names)
     ]
+
+
+def find_part(name: str) -> type | None:
+    """Return the class of a part of the model, or a hook, by the name that it has in configs."""
+    return next((found for registry in (MODELS, TASK_UTILS, HOOKS) if (found := registry.get(name))), None)
 
 
 @functools.cache
@@ -315,6 +336,8 @@ def default_of(setting: str) -> object:
     """
     *parents, name = setting.split('.')
     model, cfg = model_and_config()
+    if parents[0][0].isupper():
+        return inspect.signature(find_part(parents[0]).__init__).parameters[name].default
     node = cfg.model
     takers = [model.bbox_head, model.mask_head] if parents[0] == 'test_cfg' else [model]
     for parent in parents:
@@ -345,13 +368,68 @@ def test_settings_anywhere_are_there():
     named = {
         setting
         for document in DOCUMENTS
-        for setting in re.findall(
-            r'\b(?:bbox_head|mask_head|test_cfg)\.[a-z_]\w*(?:\.[a-z_]\w*)*', document.read_text()
-        )
+        for setting in re.findall(rf'\b(?:{SETTING})', document.read_text())
+        if not setting.endswith('.py')  # files
     }
     assert len(named) > 10
     for setting in sorted(named):
         default_of(setting)
+
+
+def test_every_option_is_in_the_settings():
+    """Whoever adds an argument to a part finds out that docs/settings.md needs a row for it."""
+    text = (ROOT / 'docs/settings.md').read_text()
+    parts = [models.EmbedMaskBoxFrame, models.EmbedMaskBoxSampling, models.LovaszHingeLoss, models.EmbedMaskNMS]
+    parts += [models.EmbedMaskBoxesFromMasks, models.EmbedMaskMaskHead, models.EmbedMaskBBoxHead]
+    usual = {'self', 'args', 'kwargs', 'init_cfg', 'train_cfg', 'test_cfg', 'norm_cfg', 'reduction', 'in_channels'}
+    # Set by the frame; as in FCOS; a part, whose type is in the table.
+    usual |= {'initial_margin', 'conv_bias', 'num_classes', 'loss_mask', 'loss_bbox', 'sampling'}
+    for part in parts:
+        for name in inspect.signature(part.__init__).parameters.keys() - usual:
+            assert re.search(rf'[.`]{name}`', text), f'{part.__name__}.{name}'
+    source = inspect.getsource(models.EmbedMaskMaskHead._read_test_cfg)
+    for name in re.findall(r"test_cfg\.get\('(\w+)'", source):
+        assert f'`test_cfg.{name}`' in text
+
+
+def test_parts_anywhere_are_there():
+    named = {
+        name
+        for document in DOCUMENTS
+        for name in re.findall(r'`(EmbedMask[A-Z]\w*|[A-Z]\w*Loss)`', document.read_text())
+    }
+    assert len(named) > 8
+    for name in sorted(named):
+        assert find_part(name) or hasattr(models, name), name
+
+
+def anchors(document: Path) -> set[str]:
+    """Return what GitHub makes of the headings of a document."""
+    headings = re.findall(r'^#+ (.+)$', document.read_text(), re.M)
+    return {re.sub(r'[^\w\- ]', '', heading).strip().lower().replace(' ', '-') for heading in headings}
+
+
+def find_links() -> list:
+    """Return the text and the target of each link to a file of the repository."""
+    return [
+        pytest.param(document, text, target, id=f'{document.relative_to(ROOT)}-{target}')
+        for document in DOCUMENTS
+        for text, target in re.findall(r'\[([^]]+)\]\(([^)\s]+)\)', document.read_text())
+        if '://' not in target
+    ]
+
+
+@pytest.mark.parametrize(('document', 'text', 'target'), find_links())
+def test_link_leads_somewhere(document, text, target):
+    file, _, anchor = target.partition('#')
+    path = document.parent / file if file else document
+    assert path.exists()
+    if anchor:
+        assert anchor in anchors(path)
+    # A link that is named like a function or class has it.
+    name = text.strip('`')
+    if text.startswith('`') and name.isidentifier():
+        assert re.search(rf'\b{name}\b', path.read_text())
 
 
 def test_unknown_setting_is_noticed():

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import sys
+import re
 
 import numpy as np
 import pycocotools.mask
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from embedmask_mmdet.engine.thresholds import (
+from embedmask_mmdet.analysis.thresholds import (
     DEFAULT_THRESHOLD,
     best_threshold,
     class_thresholds,
@@ -22,9 +22,10 @@ from embedmask_mmdet.engine.thresholds import (
     thresholds_file,
 )
 from embedmask_mmdet.errors import InputError
-from tests.tiny import CLASSES, tiny_cfg, tiny_detector, write_tiny_coco
-from tools.analysis_tools import score_thresholds
+from tests.in_process import run_script
+from tests.tiny import CLASSES, ROOT, tiny_cfg, tiny_detector, write_tiny_coco
 
+TOOL = ROOT / 'tools' / 'analysis_tools' / 'score_thresholds.py'
 SIZE = (64, 64)
 scores = st.integers(0, 12).map(lambda number: number / 12)  # few enough to be equal at times
 
@@ -163,12 +164,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capsys):
+def run(folder):
     def run(*args):
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, 'argv', ['score_thresholds.py', *map(str, args)])
-        score_thresholds.main()
-        return capsys.readouterr().out
+        return run_script(TOOL, list(map(str, args)), folder)
 
     return run
 
@@ -189,7 +187,7 @@ def results(folder):
 
 
 def test_results_found_before_give_thresholds_beside_the_checkpoint(folder, run, results):
-    out = run('tiny.py', 'a.pth', '--results', results)
+    out = run('tiny.py', 'a.pth', '--results', results).stdout
     written = json.loads((folder / 'a.thresholds.json').read_text())
     found = json.loads(results.read_text())
     for label, name in enumerate(CLASSES):
@@ -205,7 +203,8 @@ def test_results_found_before_give_thresholds_beside_the_checkpoint(folder, run,
 
 def test_validation_run_gives_thresholds_and_leaves_nothing_else(folder, run):
     before = set(folder.rglob('*'))
-    run('tiny.py', 'a.pth', '--out', 'run.json', '--cfg-options', 'model.test_cfg.score_thr=0.0')
+    result = run('tiny.py', 'a.pth', '--out', 'run.json', '--cfg-options', 'model.test_cfg.score_thr=0.0')
+    assert result.code == 0, result.stderr
     assert set(folder.rglob('*')) - before == {folder / 'run.json'}
     assert list(json.loads((folder / 'run.json').read_text())['classes']) == list(CLASSES)
 
@@ -216,8 +215,8 @@ def test_validation_run_gives_thresholds_and_leaves_nothing_else(folder, run):
         (None, ['tiny.py', 'b.pth'], 'the checkpoint b.pth does not exist'),
         (None, ['other.py', 'a.pth'], 'the config other.py does not exist'),
         (None, ['tiny.py', 'a.pth', '--results', 'none.json'], 'none.json: No such file'),
-        ('[{"image_id": 1}]', ['tiny.py', 'a.pth'], 'is no result file of masks'),
-        ('[]', ['tiny.py', 'a.pth'], 'nothing at all was detected'),
+        ('[{"image_id": 1}]', ['tiny.py', 'a.pth'], 'is not a list of masks'),
+        ('[]', ['tiny.py', 'a.pth'], 'nothing was detected'),
         (
             json.dumps([dict(image_id=99, category_id=1, segmentation=encode((0, 0, 4, 4)), score=0.5)]),
             ['tiny.py', 'a.pth'],
@@ -227,7 +226,7 @@ def test_validation_run_gives_thresholds_and_leaves_nothing_else(folder, run):
         (
             None,
             ['tiny.py', 'a.pth', '--out', 'nowhere/a.json', '--results', 'results.segm.json'],
-            'nowhere/a.json: No such',
+            'nowhere/a.json cannot be written: No such file',
         ),
     ],
 )
@@ -235,9 +234,10 @@ def test_errors_are_one_line(folder, run, results, content, args, message):
     if content is not None:
         (folder / 'given.json').write_text(content)
         args = [*args, '--results', 'given.json']
-    with pytest.raises(SystemExit) as end:
-        run(*args)
-    assert message in end.value.code
+    result = run(*args)
+    assert result.code != 0
+    (error,) = re.findall('^score_thresholds.py: error: .*', result.stderr, re.MULTILINE)
+    assert message in error and 'Traceback' not in result.stderr
 
 
 def test_files_that_do_not_fit_are_named(tmp_path):
@@ -245,10 +245,10 @@ def test_files_that_do_not_fit_are_named(tmp_path):
     cat = best_threshold(np.array([0.5]), np.array([True]), 1)
     save_thresholds(path, {'cat': cat})
     assert load_thresholds(path, ['cat']) == [0.5]
-    with pytest.raises(InputError, match="about other classes.*the file's are cat.*dog"):
+    with pytest.raises(InputError, match='about other classes: it has cat, the checkpoint has dog'):
         load_thresholds(path, ['dog'])
     path.write_text('{"classes": ["cat"]}')
-    with pytest.raises(InputError, match='holds no thresholds'):
+    with pytest.raises(InputError, match='contains no score thresholds'):
         load_thresholds(path, ['cat'])
     with pytest.raises(InputError, match='none.json cannot be read: No such file'):
         load_thresholds(tmp_path / 'none.json', ['cat'])

@@ -133,6 +133,50 @@ def test_active_environment_with_mmdet_is_used(setup_env, fake_bin, monkeypatch,
     assert setup_env.find_ready_python() == python
 
 
+@pytest.fixture
+def run_main(setup_env, fake_bin, monkeypatch):
+    """Return a function that runs `main` where python3 has mmdet; `find_project` and `pip` are what it does then."""
+    monkeypatch.setattr(sys, 'argv', ['setup_env.py'])
+
+    def run_main(find_project, pip='exit 0'):
+        cases = (
+            f'*find_spec*embedmask_mmdet*) {find_project};; *"-m pip"*) echo "$*" >> {setup_env.ROOT}/pip.log; {pip};;'
+        )
+        fake_bin('python3', f'case "$*" in {cases} esac; exit 0')
+        code = setup_env.main()
+        log = setup_env.ROOT / 'pip.log'
+        return code, log.read_text() if log.exists() else ''
+
+    return run_main
+
+
+def test_project_is_installed_in_an_active_environment_without_its_dependencies(setup_env, run_main, capsys):
+    code, pip_arguments = run_main(find_project='exit 1')
+    options = '-m pip install --disable-pip-version-check --no-input --no-deps --no-build-isolation -e'
+    assert (code, pip_arguments) == (0, f'{options} {setup_env.ROOT}\n')
+    captured = capsys.readouterr()
+    assert captured.out == f'{setup_env.ROOT}/bin/python3\n'
+    assert 'has mmdet, but not this project. Installing it there' in captured.err
+
+
+def test_project_that_is_installed_already_is_left_alone(setup_env, run_main, capsys):
+    assert run_main(find_project=f'echo {setup_env.ROOT}/embedmask_mmdet') == (0, '')
+    assert capsys.readouterr().err == ''
+
+
+def test_another_copy_of_the_project_is_named_and_left_alone(setup_env, run_main, capsys):
+    assert run_main(find_project='echo /elsewhere/embedmask_mmdet') == (0, '')
+    assert f'uses embedmask_mmdet of /elsewhere, not of {setup_env.ROOT}' in capsys.readouterr().err
+
+
+def test_project_that_cannot_be_installed_ends_the_set_up(run_main, capsys):
+    code, _ = run_main(find_project='exit 1', pip='echo "error: externally-managed-environment" >&2; exit 1')
+    captured = capsys.readouterr()
+    assert (code, captured.out) == (1, '')
+    assert 'could not be installed in the active environment. Run the command above' in captured.err
+    assert '| error: externally-managed-environment' in captured.err
+
+
 def test_environment_whose_mmdet_is_broken_is_not_used(setup_env, fake_bin, capsys):
     fake_bin('python3', 'case "$2" in *find_spec*) exit 0;; esac; echo "No module named mmcv._ext" >&2; exit 1')
     assert setup_env.find_ready_python() is None

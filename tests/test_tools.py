@@ -22,8 +22,6 @@ COCO_CONFIG = ROOT / 'configs' / 'embedmask_r50_1x_coco.py'
 
 def run(command, cwd, **variables):
     environment = {**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}', **variables}
-    # Away from the project the tools must find the package themselves.
-    environment.pop('PYTHONPATH', None)
     command = [str(part) for part in command]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
@@ -218,15 +216,66 @@ def test_usage_says_which_python_is_used(tmp_path):
     assert '.venv' in result.stdout
 
 
-def test_python_without_mmdet_is_told_what_to_do(tmp_path):
+@pytest.fixture
+def clone(tmp_path):
+    """Return a folder with the tools alone; neither a .venv nor the package can be found from it."""
+    shutil.copytree(TOOLS, tmp_path / 'clone' / 'tools', ignore=shutil.ignore_patterns('__pycache__'))
+    return tmp_path / 'clone'
+
+
+def run_bare(script, *arguments, path=''):
+    """Run a script with a Python that has no packages but those in `path`."""
     # -S leaves out the folder of installed packages.
-    code = (
-        f'import sys; sys.path.insert(0, {str(TOOLS)!r}); sys.argv = ["train.py"]; import run_installed; '
-        'run_installed.VENV_PYTHON = run_installed.Path("/nonexistent"); run_installed.main("train.py")'
-    )
-    result = run([sys.executable, '-S', '-c', code], tmp_path)
-    assert 'has no mmdet' in error_of(result)
-    assert 'make setup' in result.stderr
+    return run([sys.executable, '-S', script, *arguments], script.parent, PYTHONPATH=str(path))
+
+
+def write_venv(clone):
+    """Write a .venv whose Python prints its arguments."""
+    python = clone / '.venv' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "in .venv: $*"\n')
+    python.chmod(0o755)
+
+
+@pytest.mark.parametrize('name', ['train.py', 'test.py'])
+def test_python_without_mmdet_is_told_what_to_do(clone, name):
+    error = error_of(run_bare(clone / 'tools' / name))
+    assert error.startswith(f'{name}: error: {sys.executable} has no mmdet. Activate an environment')
+    assert f'`make setup` in {clone}' in error
+
+
+def test_python_without_this_package_is_told_how_to_install_it(clone):
+    (clone / 'packages' / 'mmdet').mkdir(parents=True)
+    error = error_of(run_bare(clone / 'tools/train.py', path=clone / 'packages'))
+    assert f'{sys.executable} has no embedmask_mmdet. Install it there with' in error
+    assert f'-m pip install --no-build-isolation -e {clone}`' in error
+
+
+def test_python_without_mmdet_hands_over_to_the_environment_of_the_clone(clone):
+    write_venv(clone)
+    result = run_bare(clone / 'tools/train.py', 'config.py', '--amp')
+    assert result.stdout == f'in .venv: {clone}/tools/train.py config.py --amp\n'
+    assert 'has no mmdet; using' in result.stderr
+
+
+def test_environment_script_prints_the_installed_tools_unless_a_package_is_missing(clone):
+    printed = run([sys.executable, TOOLS / 'environment.py'], clone).stdout.strip()
+    assert (Path(printed) / 'dist_train.sh').is_file()
+    (clone / 'packages' / 'mmdet').mkdir(parents=True)
+    result = run_bare(clone / 'tools/environment.py', path=clone / 'packages')
+    assert (result.returncode, result.stdout) == (0, '')
+
+
+def test_distributed_tools_without_a_fitting_python_say_what_to_do(clone):
+    packages = clone / 'packages'
+    packages.mkdir()
+    (packages / 'python').write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    (packages / 'python').chmod(0o755)
+    variables = dict(PATH=f'{packages}:{os.environ["PATH"]}', PYTHONPATH='')
+    result = run(['bash', clone / 'tools/dist_train.sh', 'config.py', 2], clone, **variables)
+    error = error_of(result)
+    assert 'no python with mmdet and embedmask_mmdet. Activate the environment that has them' in error
+    assert f"'make setup' in {clone}" in error
 
 
 def test_make_lists_its_targets():

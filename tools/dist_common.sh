@@ -1,5 +1,5 @@
-# Sourced by dist_train.sh and dist_test.sh: checks their arguments, puts the right python first on PATH, and sets
-# installed_tools. Takes $usage and $required, the number of arguments, of which the last is that of the GPUs.
+# Sourced by dist_train.sh and dist_test.sh: checks their arguments, puts the right Python first on PATH, and sets
+# installed_tools. Reads $usage, and $required: the number of required arguments, the last of which is GPUS.
 tools="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
 fail() {
@@ -17,23 +17,21 @@ if (($# < required)); then
 fi
 [[ "${!required}" =~ ^[1-9][0-9]*$ ]] || fail "GPUS must be a number of GPUs on this machine, not '${!required}'"
 
-find_tools='import importlib.util as u, os; s = u.find_spec("mmdet")
-print(os.path.join(s.submodule_search_locations[0], ".mim", "tools") if s else "")'
 for environment in "" "$tools/../.venv/bin:"; do
-    installed_tools="$(PATH="$environment$PATH" python -c "$find_tools" 2>/dev/null)"
+    installed_tools="$(PATH="$environment$PATH" python "$tools/environment.py" 2>/dev/null)"
     if [[ -n "$installed_tools" ]]; then
         export PATH="$environment$PATH"
         break
     fi
 done
-[[ -n "$installed_tools" ]] || fail "no python with mmdet. Activate the environment that has it, or run 'make setup' in $(dirname "$tools")"
+[[ -n "$installed_tools" ]] || fail "no python with mmdet and embedmask_mmdet. Activate the environment that has them, or run 'make setup' in $(dirname "$tools")"
 
 checks='import sys; sys.argv[0] = sys.argv.pop(1)
-import run_installed
-run_installed.check_config(sys.argv[1])
-for checkpoint in sys.argv[2:]: run_installed.check_checkpoint(checkpoint)'
-PYTHONPATH="$tools:$PYTHONPATH" python -c "$checks" "$0" "${@:1:required-1}" || exit 2
+from embedmask_mmdet.cli.launch import check_checkpoint, check_config
+check_config(sys.argv[1])
+for checkpoint in sys.argv[2:]: check_checkpoint(checkpoint)'
+python -c "$checks" "$0" "${@:1:required-1}" || exit 2
 
-# The installed scripts quote nothing: for them words end at line breaks alone, and no word is a pattern.
+# The installed scripts do not quote their arguments: split words only at line breaks, and expand no patterns.
 IFS=$'\n'
 set -f

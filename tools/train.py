@@ -1,6 +1,9 @@
 """Train a model: MMDetection's installed ``tools/train.py`` with all its arguments, from any folder."""
 
-from run_installed import main
+from environment import require_packages
 
 if __name__ == '__main__':
-    main('train.py')
+    require_packages()
+    from embedmask_mmdet.cli.launch import train
+
+    train()

@@ -1,7 +1,7 @@
-"""Loading the checkpoints that MMEngine writes with torch's safe unpickler, and saying what is wrong with a bad one.
+"""Load MMEngine's checkpoints with torch's safe unpickler, and explain why a file cannot be loaded.
 
-Since torch 2.6 ``torch.load`` builds only objects of known classes. MMEngine's checkpoints also hold the history of
-the logged values, which is all that is added here.
+Since torch 2.6, ``torch.load`` builds objects of known classes only. MMEngine's checkpoints also hold the history of
+logged values, and this module allows only the classes of that history in addition.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from embedmask_mmdet.errors import CheckpointError
 HISTORY_METHODS = ('min', 'max', 'mean', 'current')
 SAFE_BY_DEFAULT = digit_version(torch.__version__) >= digit_version('2.6.0')
 ZIP_MAGIC = b'PK\x03\x04'
+MAX_ALTERNATIVES = 8
 
 
 def get_history_method(owner: type, name: str) -> Callable:
-    """Stand in for ``getattr`` in a checkpoint's pickle, which names the methods of HistoryBuffer by it.
+    """Replace ``getattr`` in a checkpoint's pickle, where it looks up the methods of HistoryBuffer.
 
     Raises:
         pickle.UnpicklingError: For any other attribute.
     """
     if owner is HistoryBuffer and isinstance(name, str) and name in HISTORY_METHODS:
         return getattr(HistoryBuffer, name)
-    raise pickle.UnpicklingError(f'GLOBAL builtins.getattr is allowed for {HISTORY_METHODS} of HistoryBuffer only')
+    raise pickle.UnpicklingError(f'GLOBAL builtins.getattr is only allowed for {HISTORY_METHODS} of HistoryBuffer')
 
 
-def _numpy_globals() -> list[Any]:
-    """List what a pickled numpy array or number consists of, under the names of numpy 1 and 2."""
+def _list_numpy_globals() -> list[Any]:
+    """List the classes and functions in pickles of numpy arrays and numbers, under the names of numpy 1 and 2."""
     functions = (np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0])
     renamed = [
         (function, f'numpy.{core}.multiarray.{function.__name__}')
@@ -51,67 +52,86 @@ def _numpy_globals() -> list[Any]:
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Let ``torch.load(..., weights_only=True)`` read what MMEngine's training writes.
+    """Allow ``torch.load(..., weights_only=True)`` to load the checkpoints that MMEngine writes.
 
-    Before torch 2.6 the safe unpickler was no default and took no named stand-ins, so nothing is done there.
+    Does nothing before torch 2.6, where the safe unpickler is not the default and accepts no replaced functions.
     """
     if SAFE_BY_DEFAULT:
         history = (get_history_method, 'builtins.getattr')
-        torch.serialization.add_safe_globals([HistoryBuffer, history, *_numpy_globals()])
+        torch.serialization.add_safe_globals([HistoryBuffer, history, *_list_numpy_globals()])
 
 
 def _load(path: Path, map_location: Any) -> Any:
-    """Load a file with the safe unpickler wherever torch has one that reads MMEngine's checkpoints.
-
-    MMEngine's own function is not asked: its fork takes classes off torch's list and falls back to the unsafe one.
-    """
+    """Load a file, with the safe unpickler if torch has one that loads MMEngine's checkpoints."""
     if not SAFE_BY_DEFAULT:
         return torch.load(path, map_location=map_location)
+    # Again at each call, because the onedl fork of MMEngine removes classes from torch's list.
     allow_mmengine_checkpoints()
     return torch.load(path, map_location=map_location, weights_only=True)
 
 
-def _find_alternatives(path: Path) -> str:
-    """Name the checkpoints that lie where one was looked for."""
+def _list_alternatives(path: Path) -> str:
+    """Name the newest checkpoints in a file's folder."""
     folder = path.parent
     if not folder.is_dir():
-        return f'There is no folder {folder} either.'
-    found = sorted((file for file in folder.glob('*.pth') if file.is_file()), key=os.path.getmtime)
-    return f'In {folder} there are: {", ".join(file.name for file in found[-8:]) or "no .pth files"}.'
+        return f'The folder {folder} does not exist either.'
+    checkpoints = sorted((file for file in folder.glob('*.pth') if file.is_file()), key=os.path.getmtime)
+    names = ', '.join(file.name for file in checkpoints[-MAX_ALTERNATIVES:])
+    return f'Checkpoints in {folder}: {names or "none"}.'
 
 
 def explain_failure(path: Path, error: Exception) -> str:
-    """Say why a file that is there did not load, from what torch raised, and what to do about it."""
-    damaged = (
-        'It was probably being written when training was stopped, or the disk was full, or a copy of it is '
-        f'incomplete. Copy it again or use an earlier one. {_find_alternatives(path)}'
+    """Explain why an existing file cannot be loaded, and what to do.
+
+    Args:
+        path: The file.
+        error: The error that :func:`torch.load` raised.
+    """
+    if refused := _find_refused_class(error):
+        return (
+            f'The checkpoint {path} needs {refused}, which could run code, so it was not loaded. Weights do not need '
+            'it: if you trust the source, allow it with torch.serialization.add_safe_globals; otherwise ask for a file '
+            "that was saved with torch.save({'state_dict': model.state_dict()}, ...)."
+        )
+    if damage := _find_damage(path):
+        return (
+            f'The checkpoint {path} {damage}. Training was probably stopped while writing it, the disk was full, or a '
+            f'copy is incomplete: copy it again, or use an earlier one. {_list_alternatives(path)}'
+        )
+    if _is_torch_file(path):
+        return f'The checkpoint {path} could not be loaded: {error}'
+    return (
+        f'{path} is not a checkpoint: torch.save did not write it, or only a part of it. Choose a .pth file that '
+        f'training wrote to its work_dir. {_list_alternatives(path)}'
     )
-    if path.stat().st_size == 0:
-        return f'The checkpoint {path} is empty. {damaged}'
+
+
+def _find_refused_class(error: Exception) -> str | None:
+    """Return the name of the class or function that the safe unpickler refused, if that was the error."""
+    refused = re.search(r'GLOBAL (\S+)', str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    return refused[1] if refused else None
+
+
+def _find_damage(path: Path) -> str | None:
+    """Describe how a file is damaged; None if it is complete, or does not begin like a checkpoint."""
+    size = path.stat().st_size
+    if size == 0:
+        return 'is empty'
     with path.open('rb') as file:
         is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-    refused = re.search(r'GLOBAL (\S+)', str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    if refused:
-        return (
-            f'The checkpoint {path} asks for {refused[1]}, which is not needed to load weights and could run code, '
-            'so it was not loaded. If you trust its source, allow that one class with '
-            'torch.serialization.add_safe_globals before loading; otherwise save the weights again with '
-            "torch.save({'state_dict': model.state_dict()}, ...)."
-        )
     if is_zip and not zipfile.is_zipfile(path):
-        return f'The checkpoint {path} is truncated ({path.stat().st_size} bytes). {damaged}'
-    if is_zip and any(name.endswith('data.pkl') for name in zipfile.ZipFile(path).namelist()):
-        broken_part = zipfile.ZipFile(path).testzip()
-        reason = f'is damaged in {broken_part}. {damaged}' if broken_part else f'could not be loaded: {error}'
-        return f'The checkpoint {path} {reason}'
-    return (
-        f'{path} is not a checkpoint, or only a part of one: it is not a file that torch.save writes. '
-        f'Pass the .pth file that training wrote to its work_dir. {_find_alternatives(path)}'
-    )
+        return f'is truncated ({size} bytes)'
+    broken_part = zipfile.ZipFile(path).testzip() if _is_torch_file(path) else None
+    return f'is damaged in {broken_part}' if broken_part else None
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Return whether a file is a complete zip file as ``torch.save`` writes them."""
+    return zipfile.is_zipfile(path) and any(name.endswith('data.pkl') for name in zipfile.ZipFile(path).namelist())
 
 
 def _holds_weights(checkpoint: Any) -> bool:
-    """Tell whether there is a tensor where MMEngine looks for the weights."""
+    """Return whether there is a tensor where MMEngine looks for weights."""
     if not isinstance(checkpoint, Mapping):
         return False
     weights = checkpoint.get('state_dict', checkpoint)
@@ -120,33 +140,33 @@ def _holds_weights(checkpoint: Any) -> bool:
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: Any = None) -> Mapping:
-    """Load a checkpoint file as MMEngine does, with errors that name the file and say what to do.
+    """Load a checkpoint from a local file for MMEngine, with errors that name the file and say what to do.
 
     Args:
-        filename: Path, ``~`` allowed.
+        filename: Path of the file. It may start with ``~``.
         map_location: As for :func:`torch.load`.
 
     Returns:
-        What :func:`torch.load` gives: a mapping with ``state_dict``, or the weights themselves.
+        The mapping in the file, either with ``state_dict`` or of the weights themselves.
 
     Raises:
-        FileNotFoundError: The file does not exist.
-        CheckpointError: The file is empty, truncated, no checkpoint, holds no weights, or asks for a class that
-            the safe unpickler refuses.
+        FileNotFoundError: If the file does not exist.
+        CheckpointError: If the file is empty, truncated, not a checkpoint, without weights, or needs a class that the
+            safe unpickler refuses.
     """
     path = Path(filename).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f'The checkpoint {path} does not exist. {_find_alternatives(path)}')
+        raise FileNotFoundError(f'The checkpoint {path} does not exist. {_list_alternatives(path)}')
     try:
         checkpoint = _load(path, map_location)
     except (torch.cuda.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # the unpickler raises nearly anything on bytes that are no pickle
+    except Exception as error:  # the unpickler can raise almost anything on bytes that are not a pickle
         raise CheckpointError(explain_failure(path, error)) from error
     if not _holds_weights(checkpoint):
         raise CheckpointError(
-            f'The file {path} was loaded, but holds no weights: a dict of tensors, or one under "state_dict", '
-            f'is expected. {_find_alternatives(path)}'
+            f'The file {path} holds no weights: neither it nor its "state_dict" is a dict with tensors. Choose '
+            f'another file. {_list_alternatives(path)}'
         )
     return checkpoint
 

@@ -1,4 +1,4 @@
-"""What ``torch.compile`` needs to be of use through MMEngine's option ``compile``."""
+"""The hook that makes MMEngine's option ``compile`` usable for training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mmengine.runner import Runner
 
 @HOOKS.register_module()
 class EmbedMaskCompileHook(Hook):
-    """Keeps the optimizer out of what MMEngine's ``compile=True`` compiles, which is the whole training step.
+    """Excludes the optimizer from compilation, because MMEngine's ``compile=True`` compiles the whole training step.
 
-    The tracer fails on the optimizer's parameter groups, which MMEngine makes of its own kind of dict, and would
-    compile anew at each change of the learning rate. Does nothing where nothing is compiled.
+    ``torch.compile`` fails on the parameter groups of MMEngine's optimizers, and would recompile whenever the learning
+    rate changes. The hook does nothing if the config does not set ``compile``.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Let the tracer pass over the update of the weights."""
+        """Exclude the update of the weights from compilation."""
         if runner.cfg.get('compile'):
             runner.optim_wrapper.update_params = torch.compiler.disable(runner.optim_wrapper.update_params)

@@ -121,11 +121,9 @@ def restore_optimizer_order(model: EmbedMask, checkpoint: dict[str, Any]) -> Non
     names = [name for name in checkpoint['state_dict'] if OLD_NAMES.get(name, name) in parameters]
     if old_name not in names or 'param_groups' not in checkpoint.get('optimizer', {}):
         return
-    groups = checkpoint['optimizer']['param_groups']
-    if len(groups) == 1:
-        ordered = groups[0]['params']
-    else:
-        # MMEngine makes a group for each parameter that is not frozen.
+    ordered = checkpoint['optimizer']['param_groups']
+    if len(ordered) == 1:
+        ordered = ordered[0]['params']
+    else:  # With paramwise_cfg, MMEngine makes one group for each parameter that is not frozen.
         names = [name for name in names if parameters[OLD_NAMES.get(name, name)].requires_grad]
-        ordered = groups
     ordered.append(ordered.pop(names.index(old_name)))

@@ -1,10 +1,11 @@
-"""Checkpoints that survive being interrupted at any moment, so that ``--resume`` always finds a whole one."""
+"""Checkpoints that are complete or not there at all, so that ``--resume`` works after any interruption."""
 
 from __future__ import annotations
 
 import os
 import re
 import zipfile
+from collections import deque
 from pathlib import Path
 
 from mmdet.registry import HOOKS
@@ -21,48 +22,48 @@ ATOMIC = 'embedmask_atomic'
 
 @register_backend(ATOMIC)
 class AtomicBackend(LocalBackend):
-    """Local files that bear their name only once they are whole."""
+    """Local files that get their name only when they are complete."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file beside its place and move it there.
+        """Write a file under a temporary name in its folder, then rename it.
 
         Args:
-            obj: Content.
-            filepath: What is there before is replaced in one step.
+            obj: Content of the file.
+            filepath: Where to write. Missing folders are created; a file that is already there is replaced.
         """
         Path(filepath).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(filepath, obj)
 
 
-def is_whole(path: str | Path) -> bool:
-    """Tell whether a checkpoint was written to its end, where zip files have their table of contents."""
+def is_complete(path: str | Path) -> bool:
+    """Return whether a checkpoint was written to its end, which is where zip files have their directory."""
     return zipfile.is_zipfile(path)
 
 
 @HOOKS.register_module()
 class EmbedMaskCheckpointHook(CheckpointHook):
-    """MMEngine's ``CheckpointHook``, but training can be killed at any moment and resumed.
+    """MMEngine's ``CheckpointHook`` for training that can be killed at any moment and resumed.
 
-    Files appear whole or not at all; an outdated checkpoint is removed only after the new one is in its place; and
-    resuming passes over a file that is cut off. Checkpoints in remote storage are written as by MMEngine.
+    It writes each file completely or not at all, removes an outdated checkpoint only after the new one was written,
+    and resumes from the newest complete checkpoint. Checkpoints in remote storage are written as MMEngine does.
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Choose what to resume from: what ``last_checkpoint`` names or, if that is not whole, the newest whole one."""
+        """Resume from the newest complete checkpoint if the one that ``last_checkpoint`` names is incomplete."""
         if not runner._resume or runner._load_from is not None:
             return
-        named = find_latest_checkpoint(runner.work_dir)
-        if named and (not self._is_local(named) or is_whole(named)):
+        last = find_latest_checkpoint(runner.work_dir)
+        if last and (not self._is_local(last) or is_complete(last)):
             return
-        whole = [path for path in self._checkpoints(runner) if is_whole(path)]
-        if whole:
-            runner._load_from = str(max(whole, key=os.path.getmtime))
+        complete = [path for path in self._list_checkpoints(runner) if is_complete(path)]
+        if complete:
+            runner._load_from = str(max(complete, key=os.path.getmtime))
             runner.logger.warning(
-                f'{runner.work_dir}/last_checkpoint names no whole checkpoint ({named}): resuming from '
-                f'{runner._load_from}, the newest that is'
+                f'{runner.work_dir}/last_checkpoint names {last or "no checkpoint"}, which is not a complete '
+                f'checkpoint. Training resumes from {runner._load_from}, the newest complete one.'
             )
 
-    def _checkpoints(self, runner: Runner) -> list[Path]:
+    def _list_checkpoints(self, runner: Runner) -> list[Path]:
         work_dir = Path(runner.work_dir)
         folder = work_dir if self.out_dir is None else Path(self.out_dir) / work_dir.name
         name = re.escape(self.filename_tmpl).replace(re.escape('{}'), r'\d+')
@@ -73,22 +74,23 @@ class EmbedMaskCheckpointHook(CheckpointHook):
         return isinstance(get_file_backend(path), LocalBackend)
 
     def before_train(self, runner: Runner) -> None:
-        """Have local files written atomically."""
+        """Write local files atomically."""
         if self.backend_args is None and self.file_client_args is None and self._is_local(self.out_dir or '.'):
             self.backend_args = dict(backend=ATOMIC)
         super().before_train(runner)
         if self.max_keep_ckpts > 0:
-            self.keep_ckpt_ids = type(self.keep_ckpt_ids)(self.keep_ckpt_ids)  # without a largest length
+            # MMEngine's deque drops its first id when it is full, and its file would then stay forever.
+            self.keep_ckpt_ids = deque(self.keep_ckpt_ids)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        """Save; remove outdated checkpoints after that. MMEngine removes them before, and may leave none."""
+        """Save a checkpoint, then remove outdated ones. MMEngine removes them first, and may leave none."""
         num_kept = self.max_keep_ckpts
         self.max_keep_ckpts = num_kept + 1
         try:
             super()._save_checkpoint_with_step(runner, step, meta)
         finally:
             self.max_keep_ckpts = num_kept
-        # The new checkpoint still lists what is removed here, so that resuming does it if this is interrupted.
+        # The new checkpoint still lists the outdated ones, so a resumed training removes them if this is interrupted.
         while 0 < num_kept < len(self.keep_ckpt_ids):
             self._remove(self.keep_ckpt_ids.popleft())
 

@@ -10,6 +10,7 @@ from mmdet.models.dense_heads import FCOSHead
 from mmdet.models.dense_heads.anchor_free_head import AnchorFreeHead
 from mmdet.models.utils import multi_apply
 from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.structures.bbox import bbox_overlaps
 from mmdet.utils import ConfigType, InstanceList, OptMultiConfig
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
@@ -26,7 +27,7 @@ from embedmask_mmdet.models.proposals import (
     make_targets,
     rank_candidates,
 )
-from embedmask_mmdet.targets import aligned_ious, assign_locations
+from embedmask_mmdet.targets import assign_locations
 
 # What the authors set in FCOS.
 AUTHORS_FCOS = dict(
@@ -208,7 +209,9 @@ class EmbedMaskBBoxHead(FCOSHead):
         positives = index_positives(targets, batch_gt_instances)
         bboxes = self._decode(proposals.bbox_preds).detach()
         positives.bboxes = bboxes[positives.img_inds, positives.locations]
-        positives.ious = aligned_ious(positives.bboxes, positives.gt_bboxes)
+        # The authors' code counts sides of boxes with + 1.
+        edge = bboxes.new_tensor([0, 0, 1, 1])
+        positives.ious = bbox_overlaps(positives.bboxes + edge, positives.gt_bboxes + edge, is_aligned=True)
         num_gts = sum(len(gt_instances) for gt_instances in batch_gt_instances)
         positives = positives[self.sampling.pick_for_masks(positives.batch_gt_inds, positives.ious, num_gts)]
         imgs, locations = positives.img_inds, positives.locations

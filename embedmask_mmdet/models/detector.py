@@ -150,7 +150,7 @@ class EmbedMask(SingleStageInstanceSegmentor):
         for images, samples in split_by_pad_shape(batch_inputs, batch_data_samples):
             img_metas = [sample.metainfo for sample in samples]
             proposals, pixel_embeds = self._embed(images)
-            results = self.bbox_head.predict_by_feat(proposals, img_metas)
+            results = self.bbox_head.predict_by_feat(proposals, batch_img_metas=img_metas)
             results = [self.frame.place(detections, self.bbox_head.strides[0]) for detections in results]
             results = self.mask_head.predict_by_feat(pixel_embeds, img_metas, results, rescale)
             self.add_pred_to_datasample(samples, results)

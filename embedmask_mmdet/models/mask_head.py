@@ -208,10 +208,11 @@ class EmbedMaskMaskHead(BaseMaskHead):
             # A pipeline that does not resize leaves no factor.
             scale_factor = img_meta.get('scale_factor', (1.0, 1.0))
             results.bboxes = scale_boxes(results.bboxes, [1 / factor for factor in scale_factor])
-        if len(results):
-            for refine in self.refinements:
+        for refine in self.refinements:
+            # Operators of mmcv fail without detections, and a refinement may remove all.
+            if len(results):
                 results = refine(results, PixelGrid(pixel_embed, self.stride, self.mask_thr))
-            results = sort_by_score(results)
+        results = sort_by_score(results)
         if not self.keep_embed:
             for name in ('points', 'proposal_embed', 'proposal_margin', 'crop_bboxes'):
                 results.pop(name, None)

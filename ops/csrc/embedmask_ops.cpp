@@ -1,4 +1,4 @@
-// The operators of embedmask_mmdet._ext: their schemas, and the way from tensors to the kernel of a device.
+// The operators of embedmask_mmdet._ext: their schemas, and the calls of a device's kernels.
 #include "embedmask_ops.hpp"
 
 #include <Python.h>
@@ -67,8 +67,8 @@ std::tuple<Tensor, Tensor, Tensor> embedding_log_prob_backward(const Tensor& gra
   return {grad_pixel_embed, grad_proposal_embed, grad_proposal_margin};
 }
 
-// Bitmaps of zeros. Large ones are mapped here and left to the system, which hands out pages of zeros as they are
-// touched: most of them lie outside the boxes and never are, while at::zeros would write every byte.
+// Make bitmaps of zeros. Large ones are mapped, so that the system provides a page of zeros when it is first touched.
+// Most pages lie outside the boxes and are never touched, while at::zeros would write every byte.
 Tensor zeros(at::IntArrayRef shape) {
   const int64_t bytes = c10::multiply_integers(shape);
 #ifndef _WIN32
@@ -138,7 +138,7 @@ Tensor instance_masks(const Tensor& pixel_embed, const Tensor& proposal_embed, c
                              resize_of(stride, img_shape, ori_shape, mask_thr, outside, resize_prob, upscale));
 }
 
-// All strings one after the other as bytes, and where each begins: (N + 1), both on the CPU.
+// Return the bytes of all strings, one after the other, and where each begins, (N + 1), both on the CPU.
 std::tuple<Tensor, Tensor> instance_rles(const Tensor& pixel_embed, const Tensor& proposal_embed,
                                          const Tensor& proposal_margin, const Tensor& bboxes, int64_t stride,
                                          at::IntArrayRef img_shape, at::IntArrayRef ori_shape, double mask_thr,
@@ -186,7 +186,7 @@ TORCH_LIBRARY_IMPL(embedmask, CPU, library) { register_kernels(library); }
 TORCH_LIBRARY_IMPL(embedmask, CUDA, library) { register_kernels(library); }
 #endif
 
-// The operators register when the module is loaded; in Python it is empty.
+// Loading the module registers the operators. It has no Python functions.
 PyMODINIT_FUNC PyInit__ext() {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_ext", nullptr, -1, nullptr};
   return PyModule_Create(&module);

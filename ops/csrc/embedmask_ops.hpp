@@ -1,4 +1,4 @@
-// What a device implements, found through mmcv's device registry.
+// What a device implements. mmcv's device registry finds it.
 #pragma once
 
 #include <tuple>
@@ -8,14 +8,14 @@
 #include "pytorch_cpp_helper.hpp"
 #include "pytorch_device_registry.hpp"
 
-// From the pixel embedding to the original image.
+// The resize from the pixel embedding to the original image.
 struct Resize {
   int64_t stride, upscale;
   int64_t img_shape[2], ori_shape[2];
   double mask_thr, outside;
   bool resize_prob;
 
-  double cell() const { return static_cast<double>(stride) / upscale; }  // input pixels a cell
+  double cell() const { return static_cast<double>(stride) / upscale; }  // side of a cell in input pixels
 
   embedmask::AxisTable axis(int dim, int64_t grid_size) const {
     return embedmask::AxisTable(grid_size * upscale,
@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor, Tensor> embedding_log_prob_backward_impl(const Tensor
                                                                     const Tensor& proposal_embed,
                                                                     const Tensor& proposal_margin);
 
-// float32 and contiguous, but for the boxes (N, 4) -> bool (N, *ori_shape).
+// float32 and contiguous, except the boxes (N, 4) -> bool (N, *ori_shape).
 Tensor instance_masks_impl(const Tensor& pixel_embed, const Tensor& proposal_embed, const Tensor& proposal_margin,
                            const Tensor& bboxes, const Resize& resize);
 

@@ -56,6 +56,16 @@ def test_best_boxes_are_picked_first():
         assert torch.equal(ious[0], ious[1].sort(descending=True)[0][:2])
 
 
+def test_overlap_with_the_truth_counts_pixels_at_both_ends():
+    _, positives = pick(EmbedMaskBoxSampling(1000), ground_truth())
+    x1, y1, x2, y2 = positives.bboxes.double().T
+    gt_x1, gt_y1, gt_x2, gt_y2 = positives.gt_bboxes.double().T
+    width = (torch.minimum(x2, gt_x2) - torch.maximum(x1, gt_x1) + 1).clamp(min=0)
+    height = (torch.minimum(y2, gt_y2) - torch.maximum(y1, gt_y1) + 1).clamp(min=0)
+    areas = (x2 - x1 + 1) * (y2 - y1 + 1) + (gt_x2 - gt_x1 + 1) * (gt_y2 - gt_y1 + 1)
+    torch.testing.assert_close(positives.ious.double(), width * height / (areas - width * height), rtol=1e-5, atol=1e-5)
+
+
 def test_positives_have_the_boxes_and_points_of_their_locations():
     _, positives = pick(EmbedMaskBoxSampling(4), ground_truth())
     gts = ground_truth()

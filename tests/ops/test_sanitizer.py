@@ -38,7 +38,7 @@ def test_kernels_stay_in_bounds(tmp_path):
     tests = [
         str(Path(__file__).with_name('test_kernels.py')),
         '-k',
-        'not compile and not export and not opcheck and not 4_mb',
+        'not compile and not export and not opcheck and not 4_mb and not memory',
     ]
     options = ['-q', '-s', '--import-mode=append', '-o', f'pythonpath={tmp_path / "lib"}', '-p', 'which_build']
     command = [sys.executable, '-m', 'pytest', *tests, *options, '-p', 'no:cacheprovider']

@@ -99,3 +99,73 @@ def test_weights_of_instances_and_of_the_loss():
     weight = torch.tensor([1.0, 0.0, 2.0])
     torch.testing.assert_close(loss(log_prob, target, weight, avg_factor=4), (each * weight).sum() / 4)
     torch.testing.assert_close(loss(log_prob, target), each.mean())
+
+
+def test_one_foreground_pixel_by_hand():
+    # Cross-entropy is divided by at least 4 pixels, as if the mask had that many.
+    prob = 0.5
+    dice = 1 - 2 * prob / (prob**2 + 1)
+    loss, grad = loss_and_grad([[math.log(prob)]], [[True]])
+    assert loss.item() == pytest.approx(dice - math.log(prob) / 4, rel=1e-5)
+    # d(dice)/d(log p) = -2 p (1 - p^2) / (1 + p^2)^2
+    assert grad.item() == pytest.approx(-2 * prob * (1 - prob**2) / (1 + prob**2) ** 2 - 1 / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize('num_pixels', [3, 4, 5, 8])
+def test_cross_entropy_is_divided_by_the_pixels_of_the_mask_but_at_least_4(num_pixels):
+    loss, _ = loss_and_grad(torch.full((1, num_pixels), -2.0), torch.ones(1, num_pixels, dtype=torch.bool))
+    prob = math.exp(-2)
+    dice = 1 - 2 * prob / (prob**2 + 1)
+    assert loss.item() == pytest.approx(dice + 2 * num_pixels / max(num_pixels, 4), rel=1e-5)
+
+
+def test_dice_of_an_almost_empty_mask_is_bounded():
+    # 0.01 of a pixel, met exactly: the squares sum up to 2e-4, and count as 1e-3.
+    loss, _ = loss_and_grad([[math.log(0.01)]], [[0.01]])
+    entropy = -0.01 * math.log(0.01) - 0.99 * math.log(0.99)
+    assert loss.item() == pytest.approx(1 - 2 * 1e-4 / 1e-3 + entropy / 4, rel=1e-4)
+    # Squares above the bound count as they are.
+    loss, _ = loss_and_grad([[math.log(0.1)]], [[0.1]])
+    assert loss.item() == pytest.approx(-(0.1 * math.log(0.1) + 0.9 * math.log(0.9)) / 4, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    'log_prob, entropy', [(-9.9, 9.9), (-10.0, 10.0), (-11.0, 10 + 10 * math.log(1.1)), (-1e4, 10 + 10 * math.log(1e3))]
+)
+def test_foreground_costs_its_distance_up_to_10_and_then_its_logarithm(log_prob, entropy):
+    loss, grad = loss_and_grad([[log_prob]], [[True]])
+    dice = 1 - 2 * math.exp(log_prob) / (1 + math.exp(2 * log_prob))
+    assert loss.item() == pytest.approx(dice + entropy / 4, rel=1e-4)
+    assert grad.item() == pytest.approx((-1 if log_prob >= -10 else 10 / log_prob) / 4, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    'log_prob, entropy, slope',
+    [
+        (math.log(0.5), math.log(2), 1.0),
+        (math.log(2e-6), 2e-6, 2e-6),
+        (math.log(5e-7), 0.0, 0.0),  # too unlikely to be taken for foreground: left out
+        (-1e-6, 10.0, 0.0),  # as wrong as counts: without a gradient
+        (0.0, 10.0, 0.0),
+    ],
+)
+def test_background_costs_its_cross_entropy_up_to_10(log_prob, entropy, slope):
+    # Dice is 1 where nothing is foreground, and has no gradient.
+    loss, grad = loss_and_grad([[log_prob]], [[False]])
+    assert loss.item() - 1 == pytest.approx(entropy / 4, rel=1e-3, abs=1e-7)
+    assert grad.item() == pytest.approx(slope / 4, rel=0.02, abs=1e-12)
+
+
+def test_each_instance_has_its_own_loss():
+    rng = torch.Generator().manual_seed(0)
+    log_prob, target = -3 * torch.rand(4, 3, 5, generator=rng), torch.rand(4, 3, 5, generator=rng) < 0.5
+    losses, _ = loss_and_grad(log_prob, target)
+    alone = [loss_and_grad(log_prob[[i]], target[[i]])[0] for i in range(4)]
+    torch.testing.assert_close(losses, torch.cat(alone))
+
+
+def test_weight_and_average_are_1_and_mean_unless_set():
+    log_prob, target = torch.full((2, 1, 5), -1.0), torch.ones(2, 1, 5, dtype=torch.bool)
+    log_prob[1] = -2
+    each = loss_and_grad(log_prob, target)[0]
+    torch.testing.assert_close(DiceCrossEntropyLoss()(log_prob, target), each.mean())

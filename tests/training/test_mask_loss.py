@@ -12,11 +12,10 @@ from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import InstanceData
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from embedmask_mmdet.analysis import plain_loss
 from embedmask_mmdet.models import EmbedMaskMaskHead
-from embedmask_mmdet.models.losses.lovasz_hinge import LovaszHingeLoss, lovasz_hinge
-from embedmask_mmdet.targets import best_candidates
+from embedmask_mmdet.models.losses.lovasz_hinge import LovaszHingeLoss, has_error, hinge_errors, lovasz_hinge
 from tests.reference import DATA
-from tests.training import oracle
 
 # No foreground pixel's error equals a background pixel's: which of two such comes first would be anybody's choice.
 LOG_PROBS = [0.0, -1e-8, -1e-5, -0.1, -0.31326, -0.4, -1.0, -1.31326, -5.0, -20.7, -30.0, -1e5, -1e30]
@@ -52,7 +51,7 @@ def summed_over_ties(grad, log_prob, target):
 @settings(deadline=None, max_examples=200)
 def test_equals_the_plain_formulation(case):
     log_prob, target = case
-    expected, expected_grad = value_and_grad(oracle.lovasz_hinge, log_prob.double(), target)
+    expected, expected_grad = value_and_grad(plain_loss.lovasz_hinge, log_prob.double(), target)
     loss, grad = value_and_grad(LovaszHingeLoss(loss_weight=1.0, reduction='none'), log_prob, target)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
@@ -66,7 +65,7 @@ def test_equals_the_plain_formulation(case):
 def test_equals_the_plain_formulation_on_the_references_map():
     arrays = np.load(DATA / 'lovasz.npz')
     log_prob, target = torch.from_numpy(arrays['prob']).log(), torch.from_numpy(arrays['target'])
-    expected, expected_grad = value_and_grad(oracle.lovasz_hinge, log_prob, target)
+    expected, expected_grad = value_and_grad(plain_loss.lovasz_hinge, log_prob, target)
     loss, grad = value_and_grad(LovaszHingeLoss(loss_weight=1.0, reduction='none'), log_prob, target)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     # Errors that float32 cannot tell apart may swap places.
@@ -116,7 +115,7 @@ def test_whole_mask_loss_equals_the_plain_formulation(counts, margin):
     pixel_embeds, positive_infos, gts = make_case(counts=counts, margin=margin)
     loss = head().loss_by_feat(pixel_embeds, join(positive_infos), gts)['loss_mask']
     masks = [torch.from_numpy(gt.masks.masks) for gt in gts]
-    expected = oracle.mask_loss(pixel_embeds, masks, positive_infos)
+    expected = plain_loss.mask_loss(pixel_embeds, masks, positive_infos)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     inputs = leaves(pixel_embeds, positive_infos)
     grads = torch.autograd.grad(loss, inputs)
@@ -135,16 +134,6 @@ def test_polygons_and_bitmaps_cost_the_same():
         for masks in (polygons, BitmapMasks(polygons.to_ndarray(), *polygons.to_ndarray().shape[1:]))
     ]
     assert losses[0] == losses[1]
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=20))
-@settings(deadline=None, max_examples=100)
-def test_best_location_of_each_instance(candidates):
-    gt_inds = torch.tensor([gt_ind for gt_ind, _ in candidates], dtype=torch.long)
-    corners = torch.tensor([[0.0, 0, 9, 5 + size] for _, size in candidates]).reshape(-1, 4)
-    gt_bboxes = torch.tensor([[0.0, 0, 9, 9]]).expand(6, 4)
-    ious = oracle.aligned_ious(corners, gt_bboxes[gt_inds])
-    assert best_candidates(gt_inds, ious, 6).tolist() == oracle.best_location(gt_inds, corners, gt_bboxes)
 
 
 class OpCounter(TorchDispatchMode):
@@ -246,3 +235,50 @@ def test_saturated_pixels_keep_their_gradient_on_request():
     assert grad[0, 0, 1:3].tolist() == [0, 0]
     torch.testing.assert_close(kept_grad[0, 0, 1:3], torch.tensor([-1 / 3, -1 / 3]))
     assert grad[0, 0, 0] == kept_grad[0, 0, 0] != 0
+
+
+def test_saturated_pixels_are_ordered_by_their_own_distance():
+    # Both foreground pixels are farther off than the background pixel, which adds nothing after them.
+    log_prob = torch.tensor([[[0.0, -25.0, -1e6]]])
+    target = torch.tensor([[[False, True, True]]])
+    loss = LovaszHingeLoss(loss_weight=1.0, reduction='none', keep_saturated_grad=True)
+    losses, grad = value_and_grad(loss, log_prob, target)
+    assert losses.item() == pytest.approx(1 - math.log(1e-9), rel=1e-6)
+    torch.testing.assert_close(grad[0, 0], torch.tensor([0.0, -0.5, -0.5]))
+
+
+def test_pixels_on_their_side_by_a_margin_are_left_out():
+    prob = torch.linspace(0.001, 0.999, 999)
+    for target in (torch.ones_like(prob) > 0, torch.zeros_like(prob) > 0):
+        # sigmoid(1) is 0.731, sigmoid(-1) is 0.269.
+        assert torch.equal(has_error(prob.log(), target), prob < 0.7311 if target[0] else prob > 0.2689)
+        assert torch.equal(has_error(prob.log(), target), hinge_errors(prob.log(), target) > 0)
+
+
+def test_one_pixel_on_each_side_by_hand():
+    # Logits are 0: both errors are 1. Together the pixels cost the whole Jaccard loss, the background one half of it.
+    log_prob, target = torch.full((1, 1, 2), math.log(0.5)), torch.tensor([[[True, False]]])
+    assert LovaszHingeLoss()(log_prob, target).item() == pytest.approx(0.5)
+    assert LovaszHingeLoss(loss_weight=1.0)(log_prob, target).item() == pytest.approx(1.0)
+
+
+def test_an_instance_without_foreground_costs_its_worst_pixel():
+    log_prob = torch.tensor([[0.5, 0.9, 0.2]]).log()
+    loss = lovasz_hinge(log_prob, torch.zeros(1, 3, dtype=torch.bool))
+    assert loss.item() == pytest.approx(1 + math.log(9))
+
+
+def test_losses_of_instances_are_weighted_and_averaged():
+    loss = LovaszHingeLoss(loss_weight=0.25)
+    rng = torch.Generator().manual_seed(0)
+    log_prob, target = -torch.rand(3, 5, 5, generator=rng), torch.rand(3, 5, 5, generator=rng) < 0.5
+    each = loss(log_prob, target, reduction_override='none')
+    weight = torch.tensor([1.0, 0.0, 2.0])
+    torch.testing.assert_close(loss(log_prob, target), each.mean())
+    torch.testing.assert_close(loss(log_prob, target, reduction_override='sum'), each.sum())
+    torch.testing.assert_close(loss(log_prob, target, weight, avg_factor=4), (each * weight).sum() / 4)
+
+
+def test_targets_must_be_bool():
+    with pytest.raises(TypeError, match='float32'):
+        LovaszHingeLoss()(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))

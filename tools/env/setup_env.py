@@ -1,9 +1,10 @@
 """Find or make the environment that EmbedMask runs in, and print its Python.
 
-An active environment (a virtual environment, conda, or the python3 on PATH) with a working mmdet is used as it is.
-Otherwise ``.venv`` at the root of the project is filled with everything: torch (the CPU build unless there is an
-NVIDIA GPU), mmcv with its operators, mmengine, mmdet, the tests' tools and this project. What is done already is not
-done again, so that a second run takes no time and an interrupted one goes on.
+An active environment (a virtual environment, conda, or the python3 on PATH) with a working mmdet is used. If it lacks
+this project, the project is installed there in editable mode, and nothing else is changed. Otherwise everything is
+installed into ``.venv`` at the root of the project: torch (the CPU build unless there is an NVIDIA GPU), mmcv with its
+operators, mmengine, mmdet, the tests' tools and this project. Finished steps are not repeated, so that a second run
+takes no time and an interrupted one continues.
 
     python3 tools/env/setup_env.py
 
@@ -19,6 +20,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -85,6 +87,30 @@ def find_ready_python() -> str | None:
         reason = (result.stderr.strip().splitlines() or ['no reason given'])[-1]
         say(f'mmdet in the environment of {python} does not work ({reason}), so .venv is used instead.')
     return None
+
+
+def install_into(python: str) -> None:
+    """Install this project in an active environment that lacks it, and nothing else.
+
+    Raises:
+        SetupError: pip fails.
+    """
+    find = 'import importlib.util as u; print(u.find_spec("embedmask_mmdet").submodule_search_locations[0])'
+    found = run_python(python, find)
+    if found.returncode == 0:
+        installed = Path(found.stdout.strip()).parent
+        if installed.resolve() != ROOT:
+            say(f'Note: {python} uses embedmask_mmdet of {installed}, not of {ROOT}.')
+        return
+    options = ('--disable-pip-version-check', '--no-input', '--no-deps', '--no-build-isolation')
+    command = [python, '-m', 'pip', 'install', *options, '-e', str(ROOT)]
+    say(f'{python} has mmdet, but not this project. Installing it there: {shlex.join(command)}')
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if result.returncode:
+        raise SetupError(
+            f'This project could not be installed in the active environment. Run the command above to see why, or '
+            f'deactivate the environment to have one made in {VENV}.{quote_errors(result.stdout + result.stderr)}'
+        )
 
 
 def find_base_python() -> str:
@@ -436,7 +462,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         ready = find_ready_python()
-        if ready is None:
+        if ready:
+            install_into(ready)
+        else:
             with only_one_at_a_time() as lock:
                 Setup(lock).run()
     except SetupError as error:

@@ -1,6 +1,6 @@
-# COCO in the folders of 2014, as EmbedMask's authors lay it out: train2014 and valminusminival are train2017's images,
-# minival is val2017. `tools/dataset_converters/coco2014.py` writes the two lists that COCO does not offer.
-# A config lists this file in `_base_` and takes `_base_.coco2014`: see embedmask_r50_1x_coco2014.py.
+# COCO in the folders of 2014, as the authors of EmbedMask use it. The images of train2014 and valminusminival are those
+# of train2017, and minival is val2017. `tools/dataset_converters/coco2014.py` writes both lists, which COCO lacks.
+# To use it, list this file in `_base_` and take `_base_.coco2014`, as embedmask_r50_1x_coco2014.py does.
 coco2014_root = 'data/coco/'
 coco2014 = dict(
     train=[
@@ -25,7 +25,7 @@ coco2014 = dict(
         data_prefix=dict(img='val2014/'),
     ),
     val_evaluator=dict(ann_file=coco2014_root + 'annotations/instances_minival2014.json'),
-    # Nobody but the COCO server has its annotations: result files are written instead of metrics.
+    # Only the COCO server has the annotations, so testing writes result files instead of metrics.
     test=dict(
         data_root=coco2014_root,
         ann_file='annotations/image_info_test2014.json',

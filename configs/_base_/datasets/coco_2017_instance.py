@@ -1,5 +1,5 @@
-# COCO in the folders of 2017. Configs that inherit MMDetection's COCO configs have `train` and `val` already; `test` is
-# test-dev. A config lists this file in `_base_` and takes `_base_.coco2017`: see embedmask_r50_1x_coco-test-dev.py.
+# COCO in the folders of 2017. Configs that inherit MMDetection's COCO configs already have `train` and `val`; `test` is
+# test-dev. To use it, list this file in `_base_` and take `_base_.coco2017`, as embedmask_r50_1x_coco-test-dev.py does.
 coco2017_root = 'data/coco/'
 coco2017 = dict(
     train=[
@@ -17,7 +17,7 @@ coco2017 = dict(
         data_prefix=dict(img='val2017/'),
     ),
     val_evaluator=dict(ann_file=coco2017_root + 'annotations/instances_val2017.json'),
-    # Nobody but the COCO server has its annotations: result files are written instead of metrics.
+    # Only the COCO server has the annotations, so testing writes result files instead of metrics.
     test=dict(
         data_root=coco2017_root,
         ann_file='annotations/image_info_test-dev2017.json',

@@ -1,7 +1,7 @@
-# EmbedMask with what makes it learn faster, smaller. Its pyramid begins with P2, for the pixels.
+# EmbedMask plus with a ResNet-18 and 64 channels. Its pyramid begins with P2, for the pixels.
 _base_ = './r18-64.py'
 
-import mmengine  # noqa: E402, only `_base_` may stand before
+import mmengine  # noqa: E402 (`_base_` must come first)
 
 custom_imports = dict(imports=['embedmask_mmdet'], allow_failed_imports=False)
 model = mmengine.Config.fromfile('{{fileDirname}}/../../embedmask-plus_r50_1x_coco.py').model

@@ -1,7 +1,7 @@
-# MMDetection's Mask R-CNN, smaller. Its pyramid begins with P2, as its RoIs expect.
+# MMDetection's Mask R-CNN with a ResNet-18 and 64 channels. Its pyramid begins with P2, as its RoIs expect.
 _base_ = './r18-64.py'
 
-from mmengine.hub import get_config  # noqa: E402, only `_base_` may stand before
+from mmengine.hub import get_config  # noqa: E402 (`_base_` must come first)
 
 model = get_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model
 model.update(data_preprocessor={{_base_.data_preprocessor}}, backbone={{_base_.backbone}})

@@ -6,13 +6,13 @@ metainfo = dict(classes=('nucleus',), palette=[(0, 200, 83)])
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    # Cropped before it is resized: resizing every mask of the whole image would take longest.
+    # Crop before resizing, because resizing all masks of the complete image takes long.
     dict(type='RandomCrop', crop_size=(320, 320), recompute_bbox=True),
     dict(type='RandomResize', scale=(320, 320), ratio_range=(0.8, 1.25), keep_ratio=True),
     dict(type='Rotate', prob=0.75, max_mag=90.0, img_border_value=30),
-    # Boxes are computed from the masks again, which rotation only makes larger.
+    # Rotation makes boxes too large, so compute them from the masks again.
     dict(type='RandomCrop', crop_size=(256, 256), recompute_bbox=True),
-    # Boxes of masks that were cropped away have no extent, and Mask R-CNN's loss would be NaN.
+    # Masks that were cropped away have boxes of size 0, with which the loss of Mask R-CNN becomes NaN.
     dict(type='FilterAnnotations', by_box=False, by_mask=True, keep_empty=False),
     dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PhotoMetricDistortion'),

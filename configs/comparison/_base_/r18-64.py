@@ -17,7 +17,7 @@ backbone = dict(
     norm_eval=False,
     style='pytorch',
 )
-# P3 to P7, as FCOS has them.
+# P3 to P7, as in FCOS.
 neck = dict(
     type='FPN',
     in_channels=[64, 128, 256, 512],

@@ -1,4 +1,4 @@
-# Equal for all models that are compared: a few hundred iterations from scratch.
+# The same for all compared models: a few hundred iterations from scratch.
 max_iters = 600
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=100)
 val_cfg = dict(type='ValLoop')

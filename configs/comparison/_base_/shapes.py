@@ -8,7 +8,7 @@ train_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomResize', scale=(256, 256), ratio_range=(1.0, 1.5), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(256, 256), recompute_bbox=True),
-    # Boxes of masks that were cropped away have no extent, and Mask R-CNN's loss would be NaN.
+    # Masks that were cropped away have boxes of size 0, with which the loss of Mask R-CNN becomes NaN.
     dict(type='FilterAnnotations', by_box=False, by_mask=True, keep_empty=False),
     dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackDetInputs'),

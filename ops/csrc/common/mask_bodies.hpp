@@ -1,13 +1,13 @@
-// What one CUDA thread does: body(n, i) is the i-th piece of work of instance n, of body.size(n).
+// What one CUDA thread computes of the masks: body(n, i) is the i-th of body.size(n) pieces of work of instance n.
 //
-// Nothing here needs a GPU, so that tests run the same bodies on the CPU.
+// Nothing here needs a GPU, so that the tests run the same code on the CPU.
 #pragma once
 
 #include "mask_stage.hpp"
 
 namespace embedmask {
 
-// One box and where its part of the buffers begins.
+// A box, and where its part of the buffers begins.
 struct BoxPlan {
   Span rows, cols;
   int64_t tile_begin;    // in the values of all boxes' cells
@@ -19,7 +19,7 @@ struct BoxPlan {
   EMBEDMASK_HOST_DEVICE int64_t pixel_cols() const { return empty() ? 0 : cols.pixel_end - cols.pixel_begin; }
 };
 
-// The plans of all boxes (N, 4) in input pixels, and sums and maxima over them.
+// Plans of all boxes (N, 4) in input pixels, and sums and maxima over them.
 struct BoxPlans {
   std::vector<BoxPlan> plans;
   int64_t cells = 0, columns = 0;
@@ -39,16 +39,16 @@ struct BoxPlans {
   }
 };
 
-// Difference to the proposal of a cell on a grid row. What is interpolated is small where the mask's border is, and so
-// is its rounding.
-EMBEDMASK_HOST_DEVICE float difference_at(const float* row, const Neighbours& x, float embed) {
+// Compute a cell's difference from the proposal, on a grid row. Differences are interpolated, not embeddings, because
+// they and their rounding errors are small near the border of the mask.
+EMBEDMASK_HOST_DEVICE float difference_at(const float* row, const Neighbors& x, float embed) {
   return (row[x.here] - embed) + x.weight * (row[x.other] - row[x.here]);
 }
 
-// Value of a cell inside its box.
+// Compute the value of a cell inside its box.
 EMBEDMASK_HOST_DEVICE float cell_value(const MaskStage& stage, int64_t n, int64_t row, int64_t col) {
-  const Neighbours y = neighbours_of(row, stage.upscale, stage.height);
-  const Neighbours x = neighbours_of(col, stage.upscale, stage.width);
+  const Neighbors y = neighbors_of(row, stage.upscale, stage.height);
+  const Neighbors x = neighbors_of(col, stage.upscale, stage.width);
   float sum = 0;
   for (int64_t c = 0; c < stage.channels; ++c) {
     const float embed = stage.proposal_embed[n * stage.channels + c];
@@ -60,7 +60,7 @@ EMBEDMASK_HOST_DEVICE float cell_value(const MaskStage& stage, int64_t n, int64_
   return stage.resize_prob ? std::exp(sum) : sum;
 }
 
-// Value of a row of cells at a column of pixels.
+// Interpolate the values of a row of cells at a column of pixels.
 EMBEDMASK_HOST_DEVICE float value_at(const MaskStage& stage, const BoxPlan& box, const float* tiles, int64_t row,
                                      int64_t x) {
   const int64_t first = stage.cols.index[x], second = first + 1 < stage.cols.cells ? first + 1 : first;
@@ -68,7 +68,7 @@ EMBEDMASK_HOST_DEVICE float value_at(const MaskStage& stage, const BoxPlan& box,
   return lerp(values[first], values[second], stage.cols.weight[x]);
 }
 
-// One cell: its value.
+// Computes the value of a cell.
 struct CellBody {
   MaskStage stage;
   const BoxPlan* boxes;
@@ -85,7 +85,7 @@ struct CellBody {
   }
 };
 
-// One pixel of a box: whether it is on.
+// Sets a pixel of a box.
 struct PixelBody {
   MaskStage stage;
   const BoxPlan* boxes;
@@ -104,7 +104,7 @@ struct PixelBody {
   }
 };
 
-// Tells the sink where a column of pixels changes.
+// Call sink.change() for every change of a column of pixels.
 template <typename Sink>
 EMBEDMASK_HOST_DEVICE void walk_pixel_column(const MaskStage& stage, const BoxPlan& box, const float* tiles, int64_t x,
                                              Sink& sink) {
@@ -122,7 +122,7 @@ EMBEDMASK_HOST_DEVICE void walk_pixel_column(const MaskStage& stage, const BoxPl
   if (on) sink.change(stage.rows.pixels);
 }
 
-// One column of pixels of a box: how often it changes.
+// Counts the changes of a column of pixels.
 struct CountBody {
   MaskStage stage;
   const BoxPlan* boxes;
@@ -143,13 +143,13 @@ struct CountBody {
   }
 };
 
-// One column of pixels of a box: where it changes, in pixels of the column-major image.
+// Stores the changes of a column of pixels, as pixels of the column-major image.
 struct ChangeBody {
   MaskStage stage;
   const BoxPlan* boxes;
   const float* tiles;
-  const int64_t* ends;  // (columns of all boxes): sums of the counts up to and with each
-  int64_t* changes;     // (last of ends)
+  const int64_t* ends;  // (columns of all boxes): inclusive sums of the counts
+  int64_t* changes;     // (ends[-1])
 
   struct Sink {
     int64_t base;
@@ -166,7 +166,7 @@ struct ChangeBody {
   }
 };
 
-// The COCO RLE strings of all instances from the changes of their columns.
+// Encode the changes of all columns as a COCO RLE string for each instance.
 inline std::vector<std::vector<uint8_t>> encode_changes(const BoxPlans& boxes, const int64_t* ends,
                                                         const int64_t* changes, int64_t pixels) {
   std::vector<std::vector<uint8_t>> strings(boxes.plans.size());

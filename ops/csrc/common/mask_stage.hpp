@@ -1,7 +1,7 @@
 // The arithmetic of the mask stage, shared by the CPU and the CUDA kernels.
 //
-// D: embedding channels, (h, w): the pixel embedding's grid. A cell is one of the grid after its resize by `upscale`;
-// the values, log-probabilities or probabilities, live on cells and are resized once more to the pixels of the original image.
+// D: embedding channels, (h, w): the pixel embedding's grid. Cells are those of the grid after its resize by `upscale`.
+// Each cell has a value, a log-probability or a probability. The values are resized once more, to original pixels.
 #pragma once
 
 #include <algorithm>
@@ -9,55 +9,49 @@
 #include <cstdint>
 #include <vector>
 
-#ifdef __CUDACC__
-#define EMBEDMASK_HOST_DEVICE __host__ __device__ __forceinline__
-#elif defined(__GNUC__)
-#define EMBEDMASK_HOST_DEVICE inline __attribute__((always_inline))
-#else
-#define EMBEDMASK_HOST_DEVICE inline
-#endif
+#include "host_device.hpp"
 
 namespace embedmask {
 
-constexpr int kBoxPadding = 2;  // cells that a box is grown by on each side
+constexpr int kBoxPadding = 2;  // cells by which a box is grown on each side
 
-// One axis of the resize from cells to original pixels. A pixel lies between cell `index` and the one after it.
+// One axis of the resize from cells to original pixels. A pixel lies between cell `index` and the cell after it.
 struct Axis {
   int64_t cells;
   int64_t pixels;
   const int32_t* index;  // of each pixel
-  const float* weight;   // of each pixel, that of the cell after `index`
-  const int32_t* first;  // of each cell and one more: the first pixel whose index is not below
+  const float* weight;   // of the cell after `index`, for each pixel
+  const int32_t* first;  // for each cell and one more: the first pixel whose index is at least the cell
   float pixels_per_cell;
 };
 
-// The part of an axis that a box touches.
+// Part of an axis that a box touches.
 struct Span {
   int64_t begin, end;              // cells in the box
-  int64_t low, high;               // cells that pixels of the box reach, high included: one more where there is one
+  int64_t low, high;               // cells that the box's pixels depend on, high included
   int64_t pixel_begin, pixel_end;  // pixels that touch a cell in the box
 
   EMBEDMASK_HOST_DEVICE bool empty() const { return begin >= end || pixel_begin >= pixel_end; }
   EMBEDMASK_HOST_DEVICE int64_t reached() const { return high - low + 1; }
 };
 
-// What one call computes. Tensors are contiguous.
+// Arguments of one call. Tensors are contiguous.
 struct MaskStage {
   const float* pixel_embed;      // (D, h, w)
   const float* proposal_embed;   // (N, D)
   const float* proposal_margin;  // (N, D)
   int64_t channels, height, width;
   int64_t instances, upscale;
-  bool resize_prob;  // whether the values of cells are probabilities, else their logarithms
-  float threshold;   // of values
-  float outside;     // value of a cell outside its box, below the threshold
+  bool resize_prob;  // values of cells are probabilities, otherwise log-probabilities
+  float threshold;   // for values
+  float outside;     // value of cells outside the box, below the threshold
   Axis rows, cols;
 };
 
-// The k-th of the cells that a grid cell becomes lies between it and the grid cell before or after.
+// Position of the k-th cell of a grid cell: between that grid cell and the one before or after it.
 struct Phase {
   bool after;
-  float weight;  // of that neighbour
+  float weight;  // of that neighbor
 };
 
 EMBEDMASK_HOST_DEVICE Phase phase_of(int64_t k, int64_t upscale) {
@@ -65,18 +59,18 @@ EMBEDMASK_HOST_DEVICE Phase phase_of(int64_t k, int64_t upscale) {
   return {offset >= 0, static_cast<float>(offset < 0 ? -offset : offset)};
 }
 
-// The same for one cell, clamped to the grid. Before the first grid cell stands that cell, with weight 0 for the
-// second, so that a value that is not finite spreads as in PyTorch.
-struct Neighbours {
+// Position of a cell, clamped to the grid. The cell before the first grid cell has its value. It also gets 0 times the
+// second one, as in PyTorch, where a NaN therefore spreads to it.
+struct Neighbors {
   int64_t here, other;
   float weight;  // of the other
 };
 
-EMBEDMASK_HOST_DEVICE Neighbours neighbours_of(int64_t cell, int64_t upscale, int64_t size) {
+EMBEDMASK_HOST_DEVICE Neighbors neighbors_of(int64_t cell, int64_t upscale, int64_t size) {
   const int64_t here = cell / upscale, next = here + 1 < size ? here + 1 : here;
   const Phase phase = phase_of(cell - here * upscale, upscale);
   if (phase.after) return {here, next, phase.weight};
-  return here > 0 ? Neighbours{here, here - 1, phase.weight} : Neighbours{here, next, 0.0f};
+  return here > 0 ? Neighbors{here, here - 1, phase.weight} : Neighbors{here, next, 0.0f};
 }
 
 template <typename T>
@@ -84,8 +78,8 @@ EMBEDMASK_HOST_DEVICE T lerp(const T& a, const T& b, float weight) {
   return a + weight * (b - a);
 }
 
-// Whether a pixel between two values is on. Between two that agree nothing is computed, so that a kernel which walks
-// from change to change and one which asks every pixel cannot differ by a rounding. A NaN is off.
+// Return whether a pixel between two values is on. A NaN is off. Nothing is interpolated if both values are on the same
+// side, so that rounding cannot make kernels differ that test every pixel or only the changes.
 EMBEDMASK_HOST_DEVICE bool pixel_on(float a, float b, float weight, float threshold) {
   const bool on = a > threshold;
   return on == (b > threshold) ? on : lerp(a, b, weight) > threshold;
@@ -96,7 +90,7 @@ EMBEDMASK_HOST_DEVICE int64_t cell_edge(double edge, double cell, int padding, i
   return padded < 0 ? 0 : padded < cells ? static_cast<int64_t>(padded) : cells;
 }
 
-// The part of an axis that a box from `low_edge` to `high_edge` touches, in input pixels; none where one is NaN.
+// Find the part of an axis that a box touches, given its edges in input pixels. It is empty if an edge is NaN.
 EMBEDMASK_HOST_DEVICE Span span_of(const Axis& axis, double low_edge, double high_edge, double cell) {
   Span span{};
   if (low_edge != low_edge || high_edge != high_edge) return span;
@@ -109,12 +103,12 @@ EMBEDMASK_HOST_DEVICE Span span_of(const Axis& axis, double low_edge, double hig
   return span;
 }
 
-// The first pixel of a cell's pixels that is not as the cell itself, where the cell after it differs; else the first
-// pixel of the cell after. Along a cell's pixels the value is monotone, rounding included.
+// Find the pixel at which the mask changes between a cell and the cell after it: the first of the cell's pixels that
+// differs from the cell, or the first pixel of the cell after it. Values are monotone in between, rounding included.
 EMBEDMASK_HOST_DEVICE int64_t crossing(const Axis& axis, int64_t cell, float a, float b, float threshold) {
   const int64_t begin = axis.first[cell], end = axis.first[cell + 1];
   const bool on = a > threshold;
-  // Start where the straight line crosses.
+  // Start where the straight line between the two values crosses the threshold.
   const float steps = ((threshold - a) / (b - a) - (end > begin ? axis.weight[begin] : 0)) * axis.pixels_per_cell;
   int64_t pixel = steps >= 0 ? (steps < end - begin ? begin + static_cast<int64_t>(steps) + 1 : end) : begin;
   while (pixel > begin && pixel_on(a, b, axis.weight[pixel - 1], threshold) != on) --pixel;
@@ -124,7 +118,7 @@ EMBEDMASK_HOST_DEVICE int64_t crossing(const Axis& axis, int64_t cell, float a, 
 
 // Host side ----------------------------------------------------------------------------------------------------------
 
-// Owner of an axis: the resize of `cells` to `size` pixels, of which the first `pixels` are kept.
+// Owner of an axis: the resize of `cells` to `size` pixels, cut to the first `pixels`.
 struct AxisTable {
   std::vector<int32_t> index, first;
   std::vector<float> weight;
@@ -150,12 +144,12 @@ struct AxisTable {
   }
 };
 
-// Pixels of a whole grid in the original image, rounded up.
+// Compute the size of a complete grid in original pixels, rounded up.
 inline int64_t resized(int64_t cells, int64_t stride, int64_t img, int64_t ori) {
   return (cells * stride * ori + img - 1) / img;
 }
 
-// The pixels of a column-major mask at which it changes, in order. Two changes at one pixel are none.
+// Pixels of a column-major mask at which it changes, in order. Two changes at one pixel cancel out.
 class Changes {
  public:
   void clear() { pixels_.clear(); }
@@ -168,8 +162,8 @@ class Changes {
     }
   }
 
-  // The COCO RLE string of a mask of `size` pixels. A run is stored as its difference from the run before the last
-  // (from the fourth on), five bits a character.
+  // Encode a mask of `size` pixels as a COCO RLE string. From the fourth run on, the difference from the run before the
+  // last one is stored, with five bits in a character.
   std::vector<uint8_t> encode(int64_t size) const {
     std::vector<uint8_t> string((pixels_.size() + 1) * kMaxCharacters);
     uint8_t* next = string.data();

@@ -1,7 +1,7 @@
 // The log-probability of every pixel for every instance and its gradients, a block of pixels at a time.
 //
-// Differences are taken one by one instead of as the matrix product p^2 - 2pq + q^2, which loses all digits where p and
-// q are close and large.
+// Every difference p - q is computed. The matrix product p^2 - 2pq + q^2 would lose all digits if p and q are close and
+// large.
 #include "log_prob_cpu.hpp"
 
 #include <ATen/Parallel.h>
@@ -14,7 +14,7 @@
 namespace embedmask {
 namespace {
 
-constexpr int64_t kBlock = 128;  // pixels whose channels stay in the first cache
+constexpr int64_t kBlock = 128;  // pixels, such that all their channels fit into the L1 cache
 
 template <typename T>
 struct Embeddings {
@@ -24,7 +24,7 @@ struct Embeddings {
   int64_t instances, channels, pixels;
 };
 
-// Copies `rows` rows of a block into (rows, kBlock), zeros where the block reaches past the last pixel.
+// Copy `rows` rows of a block into (rows, kBlock), with zeros after the last pixel.
 template <typename T>
 EMBEDMASK_INLINE void copy_block(const T* from, int64_t rows, int64_t pixels, int64_t begin, T* to) {
   const int64_t count = std::min(kBlock, pixels - begin);
@@ -37,7 +37,7 @@ EMBEDMASK_INLINE void copy_block(const T* from, int64_t rows, int64_t pixels, in
 template <typename T>
 EMBEDMASK_INLINE void forward_block(const Embeddings<T>& e, int64_t begin, T* block, T* log_prob) {
   using Vec = typename Simd<T>::Vec;
-  constexpr int64_t kLanes = Simd<T>::kLanes, kGroup = 4;  // sums that run side by side
+  constexpr int64_t kLanes = Simd<T>::kLanes, kGroup = 4;  // sums computed side by side
   copy_block(e.pixel_embed, e.channels, e.pixels, begin, block);
   const int64_t count = std::min(kBlock, e.pixels - begin);
   for (int64_t n = 0; n < e.instances; ++n) {
@@ -58,7 +58,7 @@ EMBEDMASK_INLINE void forward_block(const Embeddings<T>& e, int64_t begin, T* bl
   }
 }
 
-// What a thread needs for the gradients.
+// Memory of a thread for the gradients.
 template <typename T>
 struct BackwardScratch {
   std::vector<T> block;                    // (D, kBlock) of the pixel embedding
@@ -88,7 +88,7 @@ EMBEDMASK_INLINE void backward_block(const Embeddings<T>& e, const T* grad, int6
   copy_block(e.pixel_embed, e.channels, e.pixels, begin, scratch.block.data());
   std::fill(scratch.grad_block.begin(), scratch.grad_block.end(), T(0));
   for (int64_t n = 0; n < e.instances; ++n) {
-    // A trained net has a gradient on about one pixel in a hundred: only the vectors that hold one are looked at.
+    // Skip vectors without gradient: a trained network has gradients at about one pixel in a hundred.
     T grad_row[kBlock];
     copy_block(grad + n * e.pixels, 1, e.pixels, begin, grad_row);
     int64_t chosen[kBlock / kLanes], vectors = 0;

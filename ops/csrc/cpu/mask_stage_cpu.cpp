@@ -1,8 +1,10 @@
 // From embeddings to masks or run lengths inside each box.
 //
-// COCO's run lengths go down the columns, and so does this: a strip of the box is computed on its cells and stored
-// column by column; each column of original pixels is a blend of two columns of cells; and going down it only the
-// cells between which it crosses the threshold are looked at. Bitmaps come from the same crossings.
+// COCO's run lengths go down the columns, and so does this code:
+// 1. A strip of the box, some columns of cells wide, is computed and stored column by column.
+// 2. Each column of original pixels is interpolated from two columns of cells.
+// 3. Only where it crosses the threshold between two cells are single pixels examined.
+// Bitmaps come from the same crossings.
 #include "mask_stage_cpu.hpp"
 
 #include <ATen/Parallel.h>
@@ -18,30 +20,29 @@ namespace {
 using Vec = Simd<float>::Vec;
 constexpr int64_t kLanes = Simd<float>::kLanes;  // grid columns of a strip
 
-// What one thread needs, reused from box to box. It grows with a strip and a mask's border, not with the image.
+// Memory of a thread, reused for all boxes. It grows with a strip and with a mask's border, not with the image.
 struct Scratch {
   std::vector<float> grid_rows;  // (3, D, upscale, kLanes): differences to the proposal, resized along x
   std::vector<float> tile;       // (1 + kLanes * upscale + 1, stride): values of cells, a column contiguous
-  std::vector<float> column;     // (stride): those of a column of pixels
+  std::vector<float> column;     // (stride): values of a column of pixels
   Changes changes;               // of one mask
 };
 
-// One box at work. kUpscale is the stage's, known to the compiler, or 0.
+// The box being computed. kUpscale is stage.upscale as a constant, or 0 if the compiler does not know it.
 template <int64_t kUpscale>
 struct Box {
   const MaskStage& stage;
   const float* proposal_embed;
   const float* proposal_margin;
   Span rows, cols;
-  int64_t stride;  // floats of a column of cells, at least one more than it reaches
+  int64_t stride;  // floats in a column of cells, at least rows.reached() + 1
 
   EMBEDMASK_INLINE int64_t upscale() const { return kUpscale ? kUpscale : stage.upscale; }
   EMBEDMASK_INLINE int64_t strip_cells() const { return kLanes * upscale(); }
 };
 
-// The grid columns x - 1, x, x + 1 for kLanes columns from `x` on, where not all of them are inside the grid. Before
-// the first column stands the first one, with weight 0 for the second, so that a value that is not finite spreads as in
-// PyTorch.
+// Load the grid columns x - 1, x and x + 1 for kLanes columns from `x` on if some of them lie outside the grid. The
+// column before the first one has its values, plus 0 times the second one, as in PyTorch, where a NaN spreads to it.
 EMBEDMASK_INLINE void load_at_border(const float* row, int64_t x, int64_t width, Vec& before, Vec& here, Vec& after) {
   float values[kLanes + 2];
   const int64_t begin = std::max<int64_t>(x - 1, 0), end = std::min(x + kLanes + 1, width);
@@ -51,7 +52,7 @@ EMBEDMASK_INLINE void load_at_border(const float* row, int64_t x, int64_t width,
   before = load(values), here = load(values + 1), after = load(values + 2);
 }
 
-// Differences of grid row `y` to the proposal, resized along x: kLanes grid columns from `x` on.
+// Compute differences of grid row `y` from the proposal, resized along x, for kLanes grid columns from `x` on.
 template <int64_t kUpscale>
 EMBEDMASK_INLINE void resize_grid_row(const Box<kUpscale>& box, int64_t y, int64_t x, float* resized) {
   const MaskStage& stage = box.stage;
@@ -65,7 +66,7 @@ EMBEDMASK_INLINE void resize_grid_row(const Box<kUpscale>& box, int64_t y, int64
     } else {
       before = load(row + x - 1), here = load(row + x), after = load(row + x + 1);
     }
-    // The difference first: what is interpolated is small where the mask's border is, and so is its rounding.
+    // Differences are interpolated, as they and their rounding errors are small near the mask's border.
     const Vec difference = here - box.proposal_embed[c], back = before - here, ahead = after - here;
     for (int64_t k = 0; k < upscale; ++k, resized += kLanes) {
       const Phase phase = phase_of(k, upscale);
@@ -74,7 +75,7 @@ EMBEDMASK_INLINE void resize_grid_row(const Box<kUpscale>& box, int64_t y, int64
   }
 }
 
-// Values of two neighbouring columns' lanes on one row of cells.
+// Compute the values of a row of cells, for the lanes of two neighboring columns.
 template <int64_t kUpscale>
 EMBEDMASK_INLINE void cell_values(const Box<kUpscale>& box, const float* a, const float* b, float weight, int64_t step,
                                   Vec& first, Vec& second) {
@@ -89,13 +90,13 @@ EMBEDMASK_INLINE void cell_values(const Box<kUpscale>& box, const float* a, cons
   if (box.stage.resize_prob) first = exp_of(first), second = exp_of(second);
 }
 
-// Stores the lanes of one row of cells into columns of the tile.
+// Store the lanes of one row of cells into columns of the tile.
 template <int64_t kUpscale>
 EMBEDMASK_INLINE void store_lanes(const Box<kUpscale>& box, const Vec& values, float* to) {
   for (int64_t i = 0; i < kLanes; ++i) to[i * box.upscale() * box.stride] = values[i];
 }
 
-// Fills the tile with the strip that begins at grid column `x`. Column 0 keeps the last column of the strip before.
+// Fill the tile with the strip that begins at grid column `x`. Column 0 keeps the last column of the previous strip.
 template <int64_t kUpscale>
 EMBEDMASK_INLINE void compute_strip(const Box<kUpscale>& box, int64_t x, Scratch& scratch) {
   const MaskStage& stage = box.stage;
@@ -140,7 +141,7 @@ EMBEDMASK_INLINE void compute_strip(const Box<kUpscale>& box, int64_t x, Scratch
   }
 }
 
-// Tells the sink where pixel column `x` changes; `a` and `b` are the columns of cells it lies between.
+// Call sink.change() for every change of pixel column `x`, which lies between the columns of cells `a` and `b`.
 template <int64_t kUpscale, typename Sink>
 EMBEDMASK_INLINE void walk_column(const Box<kUpscale>& box, int64_t x, const float* a, const float* b, Scratch& scratch,
                                   Sink& sink) {
@@ -168,7 +169,7 @@ EMBEDMASK_INLINE void walk_column(const Box<kUpscale>& box, int64_t x, const flo
   }
 }
 
-// Tells the sink every change of instance n's mask, column by column.
+// Call sink.change() for every change of instance n's mask, column by column.
 template <int64_t kUpscale, typename Sink>
 EMBEDMASK_INLINE void walk_upscaled(const MaskStage& stage, int64_t n, const Span& rows, const Span& cols,
                                     Scratch& scratch, Sink& sink) {
@@ -229,7 +230,7 @@ struct BitmapSink {
 
 EMBEDMASK_INLINE void fill_below_body(uint8_t* mask, int64_t height, int64_t width, const Span& rows,
                                       const Span& cols) {
-  // One row further than the box reaches, as that is where a change at its end was marked.
+  // One row more than the box has, because the change at its end is marked there.
   for (int64_t y = rows.pixel_begin + 1; y < std::min(rows.pixel_end + 1, height); ++y) {
     uint8_t* row = mask + y * width;
     for (int64_t x = cols.pixel_begin; x < cols.pixel_end; ++x) row[x] ^= row[x - width];
@@ -250,7 +251,7 @@ EMBEDMASK_DISPATCH(fill_below, fill_below_body,
                    (uint8_t* mask, int64_t height, int64_t width, const Span& rows, const Span& cols),
                    (mask, height, width, rows, cols))
 
-// Calls work(n, scratch) for every instance; a thread takes the next one when it is done, as boxes differ in size.
+// Call work(n, scratch) for every instance. Threads take the next one when they are done, as boxes differ in size.
 template <typename Work>
 void for_each_instance(const MaskStage& stage, const Work& work) {
   std::atomic<int64_t> next{0};

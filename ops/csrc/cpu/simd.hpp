@@ -1,4 +1,4 @@
-// Vectors of 32 bytes in the compilers' own notation, and one build of a function for each instruction set.
+// Vectors of 32 bytes as a compiler extension, and functions compiled once for each instruction set.
 #pragma once
 
 #include <cmath>
@@ -19,7 +19,7 @@
 #define EMBEDMASK_HAS_AVX2 false
 #endif
 
-// Defines `name`, which calls the always-inlined `body` as it was compiled for the machine it runs on.
+// Define `name`, which calls the always-inlined `body` as compiled for the instruction set of this machine.
 #define EMBEDMASK_DISPATCH(name, body, parameters, arguments)                 \
   EMBEDMASK_AVX2 void name##_avx2 parameters { body arguments; }              \
   void name##_any parameters { body arguments; }                              \
@@ -55,7 +55,7 @@ EMBEDMASK_INLINE Simd<float>::Vec exp_of(Simd<float>::Vec values) {
   return values;
 }
 
-// A bit for each lane of a comparison, the first lane's the lowest.
+// Return a bit for each lane of a comparison, the lowest for the first lane.
 EMBEDMASK_INLINE uint64_t bits_of(const Simd<int32_t>::Vec& lanes) {
 #if defined(__x86_64__)
   __m128 halves[2];

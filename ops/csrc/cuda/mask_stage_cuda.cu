@@ -1,37 +1,13 @@
-// From embeddings to masks or run lengths inside each box: the cells of all boxes first, then their pixels.
-#include <c10/cuda/CUDAException.h>
+// From embeddings to masks or run lengths inside each box: first the cells of all boxes, then their pixels.
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 
 #include "../common/mask_bodies.hpp"
 #include "../embedmask_ops.hpp"
+#include "launch.cuh"
 
 namespace {
 
 using namespace embedmask;
-
-constexpr int kThreads = 256;
-
-template <typename Body>
-__global__ void run_body(Body body, int64_t instances) {
-  for (int64_t n = blockIdx.y; n < instances; n += gridDim.y) {
-    const int64_t size = body.size(n);
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < size;
-         i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-      body(n, i);
-    }
-  }
-}
-
-// Runs all pieces of work of all instances, of which none has more than `max_size`.
-template <typename Body>
-void launch(const Body& body, int64_t instances, int64_t max_size) {
-  if (instances == 0 || max_size == 0) return;
-  const dim3 grid(static_cast<unsigned>(std::min<int64_t>((max_size + kThreads - 1) / kThreads, 65535)),
-                  static_cast<unsigned>(std::min<int64_t>(instances, 65535)));
-  run_body<<<grid, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(body, instances);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
 
 template <typename T>
 Tensor to_device(const std::vector<T>& values, const Tensor& like) {
@@ -59,7 +35,7 @@ struct DeviceAxis {
   }
 };
 
-// The values of all boxes' cells, and what the next kernel needs to read them.
+// Values of all boxes' cells, and what the next kernel needs to read them.
 struct Cells {
   AxisTable row_table, col_table;
   DeviceAxis rows, cols;

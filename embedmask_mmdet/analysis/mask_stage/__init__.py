@@ -1,0 +1,1 @@
+"""Time the mask stage of inference, from the outputs of the network to masks, for several models."""

@@ -1,0 +1,144 @@
+"""Run MMDetection's installed ``tools/train.py`` and ``tools/test.py``, with checks before anything is loaded.
+
+Nothing of MMDetection is copied: its wheel contains its tools, in ``mmdet/.mim/tools``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import re
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+import torch
+from torch import distributed
+
+from embedmask_mmdet.errors import CheckpointError, InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_LISTED = 8
+
+
+def fail(message: str) -> NoReturn:
+    """End the program with a message instead of a traceback."""
+    sys.exit(f'{Path(sys.argv[0]).name}: error: {message}')
+
+
+def fail_missing(error: FileNotFoundError) -> NoReturn:
+    """End the program with a message about a data file that does not exist."""
+    if error.filename is None:  # raised with a complete message
+        fail(str(error))
+    fail(
+        f'{error.filename} does not exist (working folder: {Path.cwd()}). Put or link the data there, or '
+        'set data_root, ann_file and data_prefix of the dataloaders, and ann_file of the evaluators.'
+    )
+
+
+def check_config(config: str) -> None:
+    """End the program if the config file does not exist; the message lists configs with similar names."""
+    if Path(config).expanduser().is_file():
+        return
+    known = {path.name: path for path in sorted((ROOT / 'configs').rglob('*.py')) if '_base_' not in path.parts}
+    similar = difflib.get_close_matches(Path(config).name, known, n=3, cutoff=0.5)
+    listed = ''.join(f'\n  {known[name]}' for name in similar or known)
+    hint = f' {"Did you mean" if similar else "Available configs"}:{listed}' if listed else ''
+    fail(f'the config {config} does not exist.{hint}')
+
+
+def check_checkpoint(checkpoint: str) -> None:
+    """End the program if the checkpoint file does not exist; the message lists the checkpoints of its folder.
+
+    URLs are not checked.
+    """
+    path = Path(checkpoint).expanduser()
+    if re.match(r'\S+://', checkpoint) or path.is_file():
+        return
+    if not path.parent.is_dir():
+        fail(f'the checkpoint {checkpoint} does not exist, nor does the folder {path.parent}.')
+    files = sorted(path.parent.glob('*.pth'), key=os.path.getmtime)
+    listed = ''.join(f'\n  {file}' for file in files[-MAX_LISTED:]) or ' no .pth files'
+    fail(f'the checkpoint {checkpoint} does not exist. In {path.parent} there are:{listed}')
+
+
+def load_installed(name: str) -> ModuleType:
+    """Import one of MMDetection's installed tools without running it.
+
+    Args:
+        name: ``train.py``, ``test.py`` or another file in ``mmdet/.mim/tools``.
+    """
+    (package,) = importlib.util.find_spec('mmdet').submodule_search_locations
+    path = Path(package, '.mim', 'tools', name)
+    if not path.is_file():
+        fail(f'the installed mmdet has no {path}. Install mmdet 3.3.0 from its wheel, or run `make setup` in {ROOT}.')
+    spec = importlib.util.spec_from_file_location(f'mmdet_tools_{path.stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse_args(tool: ModuleType) -> Namespace:
+    """Parse the command line as an installed tool does, and check that the files it names exist."""
+    args = tool.parse_args()
+    check_config(args.config)
+    checkpoint = getattr(args, 'checkpoint', None) or getattr(args, 'resume', None)
+    if checkpoint and checkpoint != 'auto':
+        check_checkpoint(checkpoint)
+    return args
+
+
+def add_cfg_options(args: Namespace, options: dict) -> None:
+    """Set more options of the config, as ``--cfg-options`` does, but with values of any type."""
+    args.cfg_options = {**(args.cfg_options or {}), **options}
+
+
+def init_cpu_processes(args: Namespace) -> None:
+    """Let several processes train without a GPU.
+
+    MMEngine's launcher cannot: it sets a CUDA device for each process and for the wrapper of its model.
+    """
+    if torch.cuda.is_available():
+        return
+    distributed.init_process_group('gloo')
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    add_cfg_options(args, {f'model_wrapper_cfg.{name}': value for name, value in wrapper.items()})
+
+
+def close_cpu_processes() -> None:
+    """Wait for all processes before exit: if one gloo process exits while others use it, they abort."""
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == 'gloo':
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def run(tool: ModuleType, args: Namespace) -> None:
+    """Run an installed tool with parsed arguments; errors that a user can fix end it with a message."""
+    if args.launcher == 'pytorch':
+        init_cpu_processes(args)
+    tool.parse_args = lambda: args
+    try:
+        tool.main()
+    except (CheckpointError, InputError) as error:
+        fail(str(error))
+    except FileNotFoundError as error:
+        fail_missing(error)
+    except ValueError as error:
+        # What MMEngine raises when it builds a dataset without images.
+        if 'need at least one array to concatenate' not in str(error):
+            raise
+        fail(
+            f'a dataset of {args.config} has no images left. The annotation file lists none, or filter_cfg removes '
+            'all: those without instances of metainfo.classes (are they the names in "categories"?), and those '
+            'smaller than min_size.'
+        )
+
+
+def train() -> None:
+    """Run MMDetection's ``tools/train.py`` with the command line of this program."""
+    tool = load_installed('train.py')
+    run(tool, parse_args(tool))
+    close_cpu_processes()

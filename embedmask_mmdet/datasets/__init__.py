@@ -1,0 +1,1 @@
+"""Datasets that commands in ``tools/dataset_converters`` write, and how to write datasets in COCO's format."""
