@@ -14,7 +14,7 @@ COCO8 = ROOT.parent / 'shared' / 'data' / 'coco8'
 LIGHT = 'embedmask_r18_light-ms-3x_coco'
 CONFIGS = [
     pytest.param(path, id=path.stem, marks=[] if path.stem == LIGHT else pytest.mark.slow)
-    for path in sorted((ROOT / 'configs').glob('*_coco.py'))
+    for path in sorted((ROOT / 'configs').glob('embedmask*_coco.py'))
 ]
 
 pytestmark = pytest.mark.skipif(not COCO8.is_dir(), reason='the 8 COCO images are not beside this repository')
