@@ -3,4 +3,4 @@
 from embedmask_mmdet import engine, models
 
 __all__ = ['engine', 'models']
-__version__ = '0.1.0'
+__version__ = '0.2.0'
