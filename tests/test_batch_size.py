@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from embedmask_mmdet.models.detector import split_by_pad_shape
-from tests.finder import finder
-from tests.tiny import batch
+from tests.builders import batch, build_responsive_detector
 
 # Padded to multiples of 32, the first and the last are the only ones of one size.
 SIZES = [(97, 130), (128, 96), (64, 200), (150, 60), (97, 128), (100, 130)]
@@ -21,7 +20,7 @@ BATCHES = {
 
 @pytest.fixture(scope='module')
 def model():
-    return finder()
+    return build_responsive_detector()
 
 
 def predict(model, indices):

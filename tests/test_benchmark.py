@@ -8,8 +8,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from embedmask_mmdet.analysis.end_to_end import contestants, stages
-from tests.in_process import run_script
-from tests.tiny import CLASSES, ROOT, tiny_cfg, tiny_detector, write_tiny_coco
+from tests.builders import CLASSES, ROOT, tiny_cfg, tiny_detector, write_tiny_coco
+from tests.scripts import run_script
 
 TOOL = ROOT / 'tools' / 'analysis_tools' / 'benchmark.py'
 

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from embedmask_mmdet.engine import EmbedMaskPackagesHook
 from embedmask_mmdet.engine.data_checks import check_dataset, check_metrics
 from embedmask_mmdet.errors import InputError
-from tests.tiny import CLASSES, ROOT, tiny_cfg, write_tiny_coco
+from tests.builders import CLASSES, ROOT, tiny_cfg, write_tiny_coco
 
 CASES = ROOT.parent / 'shared' / 'cases'
 

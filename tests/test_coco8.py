@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import ROOT
+from tests.builders import ROOT
 
 COCO8 = ROOT.parent / 'shared' / 'data' / 'coco8'
 OVERFIT = ROOT / 'tests' / 'configs' / 'embedmask_r50_overfit_coco8.py'

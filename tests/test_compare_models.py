@@ -21,8 +21,8 @@ from embedmask_mmdet.analysis.comparison.configs import (
 )
 from embedmask_mmdet.analysis.comparison.report import format_aps, format_costs, have_curves, plot_curves
 from embedmask_mmdet.analysis.comparison.training import select_curve
-from tests.in_process import run_script
-from tests.tiny import tiny_cfg, write_tiny_coco
+from tests.builders import tiny_cfg, write_tiny_coco
+from tests.scripts import run_script
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / 'tools' / 'analysis_tools' / 'compare_models.py'

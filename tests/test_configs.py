@@ -12,7 +12,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from tests.tiny import COCO_CONFIG, ROOT, tiny_detector, tiny_model_cfg, write_tiny_coco
+from tests.builders import COCO_CONFIG, ROOT, tiny_detector, tiny_model_cfg, write_tiny_coco
 from tests.training.test_distributed import launch, wait
 
 CONFIGS = sorted((ROOT / 'configs').glob('embedmask*.py'))

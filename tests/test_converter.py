@@ -16,9 +16,9 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 
 from embedmask_mmdet.converters import authors as converter
-from tests import upstream
+from tests import authors_network
+from tests.builders import ROOT, draw_shapes
 from tests.reference import DATA, draw_state_dict, relative_error
-from tests.tiny import ROOT, draw_shapes
 from tools.model_converters import embedmask_to_mmdet
 
 COCO8 = ROOT.parent / 'shared' / 'data' / 'coco8'
@@ -107,7 +107,7 @@ def test_features_are_the_authors_to_float64(detector, weights):
     detector.double().load_state_dict(converter.to_mmdet(weights, detector))
     image = torch.randn(1, 3, 64, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        levels = zip(detector.extract_feat(image), upstream.AuthorsNetwork(weights).pyramid(image))
+        levels = zip(detector.extract_feat(image), authors_network.AuthorsNetwork(weights).pyramid(image))
         for ours, theirs in levels:
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * theirs.abs().max().item())
 
@@ -264,7 +264,7 @@ def test_reverse_of_another_network_is_refused(monkeypatch, tmp_path):
 
 
 def test_oracle_has_the_authors_head():
-    network = upstream.AuthorsNetwork(draw_state_dict('head_state_dict', prefix='rpn.head.'))
+    network = authors_network.AuthorsNetwork(draw_state_dict('head_state_dict', prefix='rpn.head.'))
     arrays = np.load(DATA / 'head.npz')
     names = ('cls_score', None, 'centerness', 'proposal_embed', 'proposal_margin')
     for level in range(5):
@@ -273,11 +273,15 @@ def test_oracle_has_the_authors_head():
             if name is not None:
                 expected = arrays[f'train_{name}{level}'][0].reshape(out.shape[1], -1).T
                 assert relative_error(out, expected) < 1e-4
-        corners = upstream.locations(torch.zeros(arrays[f'feat{level}'].shape[2:]), upstream.STRIDES[level])
+        corners = authors_network.locations(
+            torch.zeros(arrays[f'feat{level}'].shape[2:]), authors_network.STRIDES[level]
+        )
         distances = arrays[f'eval_bbox_pred{level}'][0].reshape(4, -1)
         signs = np.array([-1, -1, 1, 1])[:, None]
         assert relative_error(outs[1].T, corners.repeat(2, 1, 1).flatten(1).numpy() + signs * distances) < 1e-4
-    pixel_embed = network.embed('pixel', network.tower('mask', torch.from_numpy(arrays['feat0'])), upstream.STRIDES[0])
+    pixel_embed = network.embed(
+        'pixel', network.tower('mask', torch.from_numpy(arrays['feat0'])), authors_network.STRIDES[0]
+    )
     assert relative_error(pixel_embed, arrays['train_pixel_embed']) < 1e-4
 
 
@@ -291,7 +295,9 @@ def test_oracle_has_the_authors_masks():
     for size in range(3):
         ori_shape = tuple(arrays[f'ori_shape{size}'].tolist())
         expected = np.unpackbits(arrays[f'masks{size}'], axis=-1)[..., : ori_shape[1]]
-        masks = [upstream.segment(pixel_embed, *each, img_shape, ori_shape) for each in zip(bboxes, embeds, margins)]
+        masks = [
+            authors_network.segment(pixel_embed, *each, img_shape, ori_shape) for each in zip(bboxes, embeds, margins)
+        ]
         assert (torch.stack(masks).numpy() != expected).mean() <= 1e-4
 
 
@@ -302,7 +308,7 @@ def compare(cfg, weights, checkpoint, images):
     matched, mask_ious = [], []
     for image in images:
         data = pipeline(dict(img_path=str(image), img_id=0))
-        theirs = upstream.detect(weights, data['inputs'], data['data_samples'].ori_shape)
+        theirs = authors_network.detect(weights, data['inputs'], data['data_samples'].ori_shape)
         ours = inference_detector(model, str(image)).pred_instances
         assert len(ours) == len(theirs['scores']) == 100
         same = box_ious(theirs['bboxes'], ours.bboxes) >= 0.9

@@ -26,7 +26,7 @@ from embedmask_mmdet.datasets import coco2014
 from embedmask_mmdet.engine import EmbedMaskPackagesHook
 from embedmask_mmdet.errors import InputError
 from embedmask_mmdet.structures import RLEMasks
-from tests.tiny import ROOT, draw_shapes, tiny_model_cfg
+from tests.builders import ROOT, draw_shapes, tiny_model_cfg
 
 CONFIGS = ROOT / 'configs'
 SIZE = (96, 128)

@@ -7,8 +7,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from embedmask_mmdet.analysis.flops import count_flops, format_flops
-from tests.in_process import run_script
-from tests.tiny import COCO_CONFIG, ROOT, tiny_model_cfg
+from tests.builders import COCO_CONFIG, ROOT, tiny_model_cfg
+from tests.scripts import run_script
 
 TOOL = ROOT / 'tools' / 'analysis_tools' / 'get_flops.py'
 

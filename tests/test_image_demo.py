@@ -24,7 +24,7 @@ from embedmask_mmdet.analysis.thresholds import ScoreThreshold, save_thresholds
 from embedmask_mmdet.inference import EmbedMaskInferencer, drawing
 from embedmask_mmdet.inference.files import SkippedFiles
 from embedmask_mmdet.inference.inferencer import set_short_side
-from tests.tiny import CLASSES, COCO_CONFIG, tiny_cfg, tiny_detector
+from tests.builders import CLASSES, COCO_CONFIG, tiny_cfg, tiny_detector
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 96, 128

@@ -15,8 +15,8 @@ from mmengine.runner.checkpoint import load_checkpoint
 from embedmask_mmdet.errors import InputError
 from embedmask_mmdet.models import EmbedMaskBBoxHead
 from embedmask_mmdet.models.weights import MEANINGS, META_KEY, describe_weights
-from tests.tiny import tiny_detector, tiny_model_cfg, write_tiny_coco
-from tests.training.small import largest_difference, small_cfg, train
+from tests.builders import tiny_detector, tiny_model_cfg
+from tests.training.runs import largest_difference, short_run_cfg, train
 
 OLD_NAME, NEW_NAME = 'bbox_head.position.scale', 'frame.scale'
 # Another value for each setting that changes what weights mean.
@@ -32,14 +32,9 @@ CHANGES = {
 _run_number = itertools.count()
 
 
-@pytest.fixture(scope='module')
-def data_root(tmp_path_factory):
-    return write_tiny_coco(tmp_path_factory.mktemp('tiny'))
-
-
 def train_once(data_root, work_dir, **changes):
     """Train for one epoch, so that the optimizer has momentum; return the config and the checkpoint."""
-    cfg = small_cfg(data_root, work_dir)
+    cfg = short_run_cfg(data_root, work_dir)
     cfg.merge_from_dict(changes)
     train(cfg)
     return cfg, work_dir / 'epoch_1.pth'
@@ -281,7 +276,7 @@ def test_checkpoint_of_version_0_1_resumes_exactly(versions, tmp_path):
 
 
 def test_averaged_weights_of_version_0_1_resume(data_root, tmp_path):
-    cfg = small_cfg(data_root, tmp_path)
+    cfg = short_run_cfg(data_root, tmp_path)
     cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.5))
     train(cfg)
     path = tmp_path / 'epoch_1.pth'

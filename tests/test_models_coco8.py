@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from tests.tiny import ROOT
+from tests.builders import ROOT
 
 COCO8 = ROOT.parent / 'shared' / 'data' / 'coco8'
 LIGHT = 'embedmask_r18_light-ms-3x_coco'

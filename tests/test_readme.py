@@ -1,6 +1,6 @@
 """Every command and every piece of Python in the documentation runs, and every setting that it names is there.
 
-A command runs in a folder where everything is small (``tests/sandbox.py``), by the rule of its program in ``RULES``.
+A command runs in a small folder (``tests/documentation_folder.py``), by the rule of its program in ``RULES``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from embedmask_mmdet import models
-from tests.in_process import like_a_process, run_script
-from tests.sandbox import NUCLEI_CHECKPOINT, make_sandbox
-from tests.tiny import ROOT, tiny_detector
+from tests.builders import ROOT, tiny_detector
+from tests.documentation_folder import NUCLEI_CHECKPOINT, make_documentation_folder
+from tests.scripts import like_a_process, run_script
 
 DOCUMENTS = [
     ROOT / 'README.md',
@@ -190,24 +190,26 @@ PYTHON_BLOCKS = [
 
 
 @pytest.fixture(scope='module')
-def sandbox(tmp_path_factory):
-    sandbox = make_sandbox(tmp_path_factory.mktemp('sandbox'))
+def folder_of_docs(tmp_path_factory):
+    folder_of_docs = make_documentation_folder(tmp_path_factory.mktemp('folder_of_docs'))
     for source, target in (command.words[1:] for command in COMMANDS if command.program == 'cp'):
-        shutil.copy(sandbox / source, sandbox / target)
-    return sandbox
+        shutil.copy(folder_of_docs / source, folder_of_docs / target)
+    return folder_of_docs
 
 
-def run_command(words: list[str], sandbox: Path) -> str:
+def run_command(words: list[str], folder_of_docs: Path) -> str:
     """Run a program and return what it said; of files that a pattern names, two stand for all."""
-    words = [name for word in words for name in (sorted(map(str, sandbox.glob(word)))[:2] if '*' in word else [word])]
+    words = [
+        name for word in words for name in (sorted(map(str, folder_of_docs.glob(word)))[:2] if '*' in word else [word])
+    ]
     if words[0].endswith('.py'):
-        ran = run_script(ROOT / words[0], words[1:], sandbox)
+        ran = run_script(ROOT / words[0], words[1:], folder_of_docs)
     else:
         # Processes that share one GPU, or have none, are those of the CPU here.
         variables = dict(PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}', PORT='29671')
         ran = subprocess.run(
             ['bash', str(ROOT / words[0]), *words[1:]],
-            cwd=sandbox,
+            cwd=folder_of_docs,
             env={**os.environ, **variables, 'CUDA_VISIBLE_DEVICES': ''},
             capture_output=True,
             text=True,
@@ -219,9 +221,9 @@ def run_command(words: list[str], sandbox: Path) -> str:
 
 
 @contextlib.contextmanager
-def set_aside(sandbox: Path, pattern: str) -> Iterator[None]:
+def set_aside(folder_of_docs: Path, pattern: str) -> Iterator[None]:
     """Take files away that are to be written anew, and bring them back."""
-    contents = {path: path.read_bytes() for path in (sandbox.glob(pattern) if pattern else ())}
+    contents = {path: path.read_bytes() for path in (folder_of_docs.glob(pattern) if pattern else ())}
     for path in contents:
         path.unlink()
     try:
@@ -243,7 +245,7 @@ def written_paths(words: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize('command', to_params())
-def test_command(command, sandbox):
+def test_command(command, folder_of_docs):
     if any(command.text.startswith(text) for text in OTHERS):
         pytest.skip(next(reason for text, reason in OTHERS.items() if command.text.startswith(text)))
     rule = RULES.get(command.program)
@@ -261,16 +263,16 @@ def test_command(command, sandbox):
             assert (ROOT / command.words[0]).is_file()
         return
     words = [PLACEHOLDERS.get(word, word).replace('$MMDET', MMDET) for word in command.words]
-    with set_aside(sandbox, rule.rewrites):
-        said = run_command([*words, *shlex.split(rule.options)], sandbox)
+    with set_aside(folder_of_docs, rule.rewrites):
+        said = run_command([*words, *shlex.split(rule.options)], folder_of_docs)
     says = 'wrote' if WITHOUT_ANNOTATIONS.search(command.text) else rule.says
     assert says in said, said[-3000:]
     for path in written_paths(words):
-        assert (sandbox / path).exists(), path
+        assert (folder_of_docs / path).exists(), path
 
 
 @pytest.mark.parametrize('block', [param for param in PYTHON_BLOCKS if '_base_' in param.values[0]])
-def test_config(block, sandbox, tmp_path):
+def test_config(block, folder_of_docs, tmp_path):
     (tmp_path / 'configs').mkdir()
     for path in (ROOT / 'configs').iterdir():
         (tmp_path / 'configs' / path.name).symlink_to(path)
@@ -280,13 +282,13 @@ def test_config(block, sandbox, tmp_path):
     init_default_scope('mmdet')
     MODELS.build(cfg.model)
     if 'data_root' in block:
-        small = sandbox / 'configs' / 'from_document.py'
+        small = folder_of_docs / 'configs' / 'from_document.py'
         small.write_text(block)
-        assert TRAIN.says in run_command(['tools/train.py', str(small)], sandbox)
+        assert TRAIN.says in run_command(['tools/train.py', str(small)], folder_of_docs)
 
 
 @pytest.mark.parametrize('block', [param for param in PYTHON_BLOCKS if '_base_' not in param.values[0]])
-def test_python(block, sandbox):
+def test_python(block, folder_of_docs):
     given = dict(
         pixel_embed=torch.randn(16, 100, 134),
         proposal_embed=torch.randn(3, 16),
@@ -295,7 +297,7 @@ def test_python(block, sandbox):
         classes=('nucleus',),
     )
     code = block if torch.cuda.is_available() else block.replace('cuda:0', 'cpu')
-    with like_a_process(sandbox):
+    with like_a_process(folder_of_docs):
         exec(compile(code, 'document', 'exec'), given)
 
 

@@ -12,9 +12,8 @@ from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tests.finder import finder, finder_cfg
-from tests.in_process import run_script
-from tests.tiny import CLASSES, ROOT, draw_shapes, tiny_cfg
+from tests.builders import CLASSES, ROOT, build_responsive_detector, draw_shapes, responsive_model_cfg, tiny_cfg
+from tests.scripts import run_script
 
 TEST = ROOT / 'tools' / 'test.py'
 SIZES = [(97, 130), (128, 96), (64, 200), (150, 60), (97, 128)]
@@ -31,7 +30,7 @@ def folder(tmp_path_factory):
     """Return a folder with a config, a checkpoint, and images of several sizes without annotations."""
     folder = tmp_path_factory.mktemp('results')
     meta = dict(dataset_meta=dict(classes=CLASSES))
-    torch.save(dict(state_dict=finder().state_dict(), meta=meta), folder / 'tiny.pth')
+    torch.save(dict(state_dict=build_responsive_detector().state_dict(), meta=meta), folder / 'tiny.pth')
 
     rng = np.random.default_rng(0)
     (folder / 'images').mkdir()
@@ -45,7 +44,7 @@ def folder(tmp_path_factory):
     cfg = tiny_cfg(folder, folder / 'work')
     cfg.test_dataloader.dataset.ann_file = 'image_info.json'
     cfg.test_evaluator.ann_file = str(folder / 'image_info.json')
-    cfg.model = finder_cfg()
+    cfg.model = responsive_model_cfg()
     cfg.dump(folder / 'tiny.py')
     return folder
 

@@ -22,8 +22,8 @@ from embedmask_mmdet.analysis.thresholds import (
     thresholds_file,
 )
 from embedmask_mmdet.errors import InputError
-from tests.in_process import run_script
-from tests.tiny import CLASSES, ROOT, tiny_cfg, tiny_detector, write_tiny_coco
+from tests.builders import CLASSES, ROOT, tiny_cfg, tiny_detector, write_tiny_coco
+from tests.scripts import run_script
 
 TOOL = ROOT / 'tools' / 'analysis_tools' / 'score_thresholds.py'
 SIZE = (64, 64)

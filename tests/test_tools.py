@@ -12,8 +12,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from tests.in_process import run_script
-from tests.tiny import tiny_cfg, write_tiny_coco
+from tests.builders import tiny_cfg, write_tiny_coco
+from tests.scripts import run_script
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / 'tools'

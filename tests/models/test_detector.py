@@ -16,11 +16,11 @@ from embedmask_mmdet.models import EmbedMaskBBoxHead
 from embedmask_mmdet.models.mask_head import sort_by_score, weigh_locations
 from embedmask_mmdet.models.proposals import ProposalMaps
 from embedmask_mmdet.structures import RLEMasks
-from tests.finder import finder
-from tests.tiny import (
+from tests.builders import (
     COCO_CONFIG,
     PLUS_CONFIG,
     batch,
+    build_responsive_detector,
     compute_losses,
     plus_model_cfg,
     predict,
@@ -291,7 +291,7 @@ def test_detections_are_sorted_best_first_and_equal_ones_keep_their_order():
 
 @pytest.mark.parametrize('config', [COCO_CONFIG, PLUS_CONFIG], ids=['paper', 'plus'])
 def test_kept_embeddings_have_no_graph_and_make_the_masks(config):
-    model = finder(config, keep_embed=True)
+    model = build_responsive_detector(config, keep_embed=True)
     # Outside of no_grad, where a graph would hold the memory of the network.
     (sample,) = model.test_step(batch([SIZE], [3]))
     results = sample.pred_instances
@@ -321,12 +321,12 @@ def test_kept_embeddings_have_no_graph_and_make_the_masks(config):
 
 
 def test_embeddings_are_not_kept_without_being_asked_for():
-    (sample,) = finder(PLUS_CONFIG).test_step(batch([SIZE], [3]))
+    (sample,) = build_responsive_detector(PLUS_CONFIG).test_step(batch([SIZE], [3]))
     assert set(sample.pred_instances.keys()) == PLAIN_KEYS
     assert 'pixel_embed' not in sample
     assert not sample.pred_instances.scores.requires_grad
 
 
 def test_kept_pixel_embeddings_do_not_hold_the_memory_of_their_batch():
-    for sample in predict(finder(keep_embed=True), batch([SIZE, SIZE], [2, 2])):
+    for sample in predict(build_responsive_detector(keep_embed=True), batch([SIZE, SIZE], [2, 2])):
         assert sample.pixel_embed.untyped_storage().nbytes() == sample.pixel_embed.nbytes

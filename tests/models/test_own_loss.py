@@ -9,8 +9,7 @@ from mmdet.registry import MODELS
 from embedmask_mmdet.models import LogProbLoss
 from embedmask_mmdet.models.losses import SURELY_OUTSIDE
 from embedmask_mmdet.targets import mask_coverage, mask_targets
-from tests.finder import finder_cfg
-from tests.tiny import COCO_CONFIG, PLUS_CONFIG, batch, compute_losses, tiny_detector
+from tests.builders import COCO_CONFIG, PLUS_CONFIG, batch, compute_losses, responsive_model_cfg, tiny_detector
 
 SIZE = (96, 128)
 
@@ -39,7 +38,7 @@ class HardCrossEntropy(CrossEntropy):
 @pytest.mark.parametrize('loss_type', [SoftCrossEntropy, HardCrossEntropy])
 @pytest.mark.parametrize('config', [COCO_CONFIG, PLUS_CONFIG], ids=['paper', 'plus'])
 def test_own_loss_trains(config, loss_type, counts):
-    cfg = finder_cfg(config)
+    cfg = responsive_model_cfg(config)
     cfg.mask_head.loss_mask = dict(type='OwnLoss', loss_weight=0.01)
     with mock.patch.dict(MODELS.module_dict, OwnLoss=loss_type):
         model = tiny_detector(cfg)

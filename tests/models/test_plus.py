@@ -14,8 +14,16 @@ from embedmask_mmdet.models import (
     EmbedMaskCertainty,
     EmbedMaskNMS,
 )
-from tests.finder import finder
-from tests.tiny import PLUS_CONFIG, ROOT, batch, compute_losses, plus_model_cfg, predict, tiny_detector
+from tests.builders import (
+    PLUS_CONFIG,
+    ROOT,
+    batch,
+    build_responsive_detector,
+    compute_losses,
+    plus_model_cfg,
+    predict,
+    tiny_detector,
+)
 
 SIZE = (96, 128)
 
@@ -35,7 +43,9 @@ def test_parts_are_those_of_the_config():
     assert model.mask_head.refinements[1].weight == plus.test_cfg.refine[1].weight
 
 
-@pytest.mark.parametrize('build', [lambda: tiny_detector(plus_model_cfg()), lambda: finder(PLUS_CONFIG)])
+@pytest.mark.parametrize(
+    'build', [lambda: tiny_detector(plus_model_cfg()), lambda: build_responsive_detector(PLUS_CONFIG)]
+)
 def test_mask_loss_does_not_train_boxes(build):
     """Masks are placed relative to boxes, which would otherwise move to where masks want them."""
     model = build()
@@ -81,7 +91,7 @@ def test_mask_loss_of_untrained_boxes_sees_masks_as_ellipses_in_the_true_boxes()
 def test_resized_probabilities_make_masks_no_smaller():
     masks = []
     for resize_prob in (False, True):
-        (sample,) = predict(finder(resize_prob=resize_prob, mask_thr=0.4), batch([SIZE], [3]))
+        (sample,) = predict(build_responsive_detector(resize_prob=resize_prob, mask_thr=0.4), batch([SIZE], [3]))
         masks.append(sample.pred_instances.masks)
     assert (masks[1] | ~masks[0]).all()
     assert masks[1].sum() > masks[0].sum()

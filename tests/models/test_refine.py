@@ -14,8 +14,7 @@ from embedmask_mmdet.models import EmbedMaskBoxesFromMasks, EmbedMaskCertainty, 
 from embedmask_mmdet.models.refine import PixelGrid
 from embedmask_mmdet.models.refine.certainty import mask_certainties
 from embedmask_mmdet.structures import RLEMasks
-from tests.finder import finder
-from tests.tiny import PLUS_CONFIG, batch, plus_model_cfg, predict, tiny_detector
+from tests.builders import PLUS_CONFIG, batch, build_responsive_detector, plus_model_cfg, predict, tiny_detector
 
 SIZE = (96, 128)
 NO_PIXELS = PixelGrid(torch.zeros(16, 1, 1), 8, 0.5)
@@ -148,7 +147,7 @@ def test_certainty_does_not_depend_on_how_pixels_lie_in_memory():
 
 @pytest.mark.parametrize('layout', ['channels_last model', 'permuted image'])
 def test_plus_finds_the_same_however_images_lie_in_memory(layout):
-    model = finder(PLUS_CONFIG)
+    model = build_responsive_detector(PLUS_CONFIG)
     data = batch([SIZE], [3])
     (expected,) = predict(model, data)
     if layout == 'channels_last model':
@@ -164,8 +163,8 @@ def test_plus_finds_the_same_however_images_lie_in_memory(layout):
 @FORMATS
 def test_scores_are_multiplied_with_certainties_and_sorted(mask_format):
     test_cfg = dict(mask_format=mask_format, keep_embed=True)
-    (sample,) = predict(finder(**test_cfg), batch([SIZE], [3]))
-    (refined,) = predict(finder(**test_cfg, refine=[REFINEMENTS['certainty']]), batch([SIZE], [3]))
+    (sample,) = predict(build_responsive_detector(**test_cfg), batch([SIZE], [3]))
+    (refined,) = predict(build_responsive_detector(**test_cfg, refine=[REFINEMENTS['certainty']]), batch([SIZE], [3]))
     plain, refined = sample.pred_instances, refined.pred_instances
     certainties = mask_certainties(plain, PixelGrid(sample.pixel_embed, 8, 0.53))
     scores, order = (plain.scores * certainties).sort(descending=True, stable=True)
@@ -178,7 +177,7 @@ def test_scores_are_multiplied_with_certainties_and_sorted(mask_format):
 @pytest.mark.parametrize('rescale', [True, False])
 @FORMATS
 def test_boxes_from_masks_are_in_pixels_of_the_masks(mask_format, rescale):
-    model = finder(mask_format=mask_format, refine=[dict(type='EmbedMaskBoxesFromMasks')])
+    model = build_responsive_detector(mask_format=mask_format, refine=[dict(type='EmbedMaskBoxesFromMasks')])
     data = batch([SIZE], [3])
     data['data_samples'][0].set_metainfo(dict(ori_shape=(48, 64), scale_factor=(2.0, 2.0)))
     data = model.data_preprocessor(data)
@@ -195,7 +194,7 @@ def test_boxes_from_masks_are_in_pixels_of_the_masks(mask_format, rescale):
 def test_no_refinement_changes_the_boxes_that_cut_the_masks(name, rescale):
     results = []
     for refine in ([], [REFINEMENTS[name]]):
-        model = finder(keep_embed=True, refine=refine)
+        model = build_responsive_detector(keep_embed=True, refine=refine)
         data = batch([SIZE], [3])
         data['data_samples'][0].set_metainfo(dict(ori_shape=(48, 64), scale_factor=(2.0, 2.0)))
         data = model.data_preprocessor(data)
@@ -213,7 +212,7 @@ def test_no_refinement_changes_the_boxes_that_cut_the_masks(name, rescale):
 @FORMATS
 @pytest.mark.parametrize('name', REFINEMENTS)
 def test_no_detection_is_refined_to_none(name, mask_format):
-    model = finder(score_thr=0.9999, mask_format=mask_format, refine=[REFINEMENTS[name]])
+    model = build_responsive_detector(score_thr=0.9999, mask_format=mask_format, refine=[REFINEMENTS[name]])
     (sample,) = predict(model, batch([SIZE], [1]))
     assert len(sample.pred_instances) == 0
     assert sample.pred_instances.masks.shape == (0, *SIZE)
@@ -223,7 +222,7 @@ def test_no_detection_is_refined_to_none(name, mask_format):
 @FORMATS
 @pytest.mark.parametrize('name', REFINEMENTS)
 def test_refinements_after_one_that_removes_all_detections(name, mask_format):
-    model = finder(mask_format=mask_format, refine=[REFINEMENTS[name]])
+    model = build_responsive_detector(mask_format=mask_format, refine=[REFINEMENTS[name]])
     model.mask_head.refinements.insert(0, lambda results, pixels: results[:0])
     (sample,) = predict(model, batch([SIZE], [1]))
     assert len(sample.pred_instances) == 0

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from embedmask_mmdet.models import EmbedMaskBoxSampling, EmbedMaskInMaskSampling
 from embedmask_mmdet.targets import best_candidates, inside_masks
+from tests.builders import batch, compute_losses, tiny_detector, tiny_model_cfg
 from tests.reference import Heads, features, ground_truth
-from tests.tiny import batch, compute_losses, tiny_detector, tiny_model_cfg
 
 SIZE = (96, 128)
 

@@ -12,8 +12,15 @@ from mmengine.runner import Runner
 from embedmask_mmdet import ops
 from embedmask_mmdet.models.tta import view_probs
 from embedmask_mmdet.structures import RLEMasks
-from tests.finder import finder
-from tests.tiny import PLUS_CONFIG, batch, tiny_cfg, tiny_detector, tiny_model_cfg, write_tiny_coco
+from tests.builders import (
+    PLUS_CONFIG,
+    batch,
+    build_responsive_detector,
+    tiny_cfg,
+    tiny_detector,
+    tiny_model_cfg,
+    write_tiny_coco,
+)
 
 SIZE = (96, 128)
 DIMS = {None: (), 'horizontal': (2,), 'vertical': (1,), 'diagonal': (1, 2)}
@@ -99,7 +106,7 @@ def test_no_detection_in_any_view(tta, mask_format):
 @pytest.fixture(params=['bitmap', 'rle'])
 def reaching_tta(request):
     """EmbedMask plus with wide masks, which only the boxes end. No detection is removed by the NMS between views."""
-    model = finder(PLUS_CONFIG, keep_embed=True, mask_format=request.param)
+    model = build_responsive_detector(PLUS_CONFIG, keep_embed=True, mask_format=request.param)
     with torch.no_grad():
         model.bbox_head.conv_margin.bias -= 3
     return build_tta(model, iou_threshold=1.0, max_per_img=100)
@@ -162,7 +169,7 @@ def test_detections_of_different_classes_are_different_objects(tta):
 
 @pytest.mark.parametrize('max_per_img', [1, 3])
 def test_best_detections_of_all_views_are_kept(max_per_img):
-    tta = build_tta(finder(keep_embed=True), max_per_img=max_per_img)
+    tta = build_tta(build_responsive_detector(keep_embed=True), max_per_img=max_per_img)
     views = [view_of(tta, batch([SIZE], [3]), direction) for direction in (None, 'horizontal')]
     best = max(float(view.pred_instances.scores.max()) for view in views)
     assert all(len(view.pred_instances) > max_per_img for view in views)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from embedmask_mmdet.ops import embedding_log_prob, instance_masks, instance_rles, kernels
 from embedmask_mmdet.ops.mask_stage import MaskStage
 
-from .cases import (
+from .strategies import (
     EMBEDDINGS,
     assert_log_prob_is_plain,
     assert_masks_are_plain,

@@ -17,7 +17,7 @@ from embedmask_mmdet import ops
 from embedmask_mmdet.ops import embedding_log_prob, instance_masks, instance_rles, plain
 from embedmask_mmdet.ops.mask_stage import MaskStage
 
-from .cases import (
+from .strategies import (
     EMBEDDINGS,
     assert_log_prob_is_plain,
     assert_masks_are_plain,

@@ -16,7 +16,7 @@ from embedmask_mmdet.ops import (
 )
 from embedmask_mmdet.ops.mask_stage import MaskStage, box_cells
 
-from .cases import encode, make_full_masks
+from .strategies import encode, make_full_masks
 
 INF, NAN = math.inf, math.nan
 

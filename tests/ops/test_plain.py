@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from embedmask_mmdet.ops import instance_log_probs, instance_masks, plain, point_log_prob
 from embedmask_mmdet.ops.mask_stage import MaskStage
 
-from .cases import convert_to_double, make_arguments
+from .strategies import convert_to_double, make_arguments
 
 
 def draw_embeddings(channels=3, instances=2, h=3, w=4, dtype=torch.float64):

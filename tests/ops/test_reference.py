@@ -11,7 +11,7 @@ from torch.nn import functional
 from embedmask_mmdet.ops import embedding_log_prob, instance_log_probs, instance_masks, instance_rles, plain
 from embedmask_mmdet.ops.mask_stage import MaskStage, box_cells
 
-from .cases import encode
+from .strategies import encode
 
 ARRAYS = dict(np.load(Path(__file__).parents[1] / 'data' / 'masks.npz'))
 EMBEDDINGS = [torch.from_numpy(ARRAYS[name]) for name in ('pixel_embed', 'proposal_embed', 'proposal_margin')]

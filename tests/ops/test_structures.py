@@ -17,7 +17,7 @@ from mmengine.structures import InstanceData
 
 from embedmask_mmdet.structures import RLEMasks, mask_bboxes
 
-from .cases import encode
+from .strategies import encode
 
 H, W = 40, 56
 

@@ -11,8 +11,8 @@ import pycocotools.mask
 import pytest
 import torch
 
-from tests.tiny import ROOT, write_tiny_coco
-from tests.training.small import largest_difference, small_cfg
+from tests.builders import ROOT, write_tiny_coco
+from tests.training.runs import largest_difference, short_run_cfg
 
 pytestmark = pytest.mark.slow
 
@@ -41,10 +41,10 @@ def data_root(tmp_path_factory):
 def launch(data_root, work_dir, batch_size, command, *arguments, **environment):
     """Start training in ``work_dir`` and return the process."""
     work_dir.mkdir(exist_ok=True)
-    cfg = small_cfg(data_root, work_dir, epochs=1)
+    cfg = short_run_cfg(data_root, work_dir, epochs=1)
     cfg.train_dataloader.batch_size = batch_size
     cfg.train_dataloader.sampler.shuffle = False
-    cfg.custom_imports.imports.append('tests.training.small')
+    cfg.custom_imports.imports.append('tests.training.runs')
     cfg.custom_hooks.append(dict(type='WriteLosses'))
     config = work_dir / f'config{environment.get("NODE_RANK", "")}.py'
     cfg.dump(config)

@@ -10,13 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from embedmask_mmdet.engine.finite import find_broken_images, name_image
-from tests.tiny import write_tiny_coco
-from tests.training.small import small_cfg, train
-
-
-@pytest.fixture(scope='module')
-def data_root(tmp_path_factory):
-    return write_tiny_coco(tmp_path_factory.mktemp('tiny'))
+from tests.training.runs import short_run_cfg, train
 
 
 class Sabotage(Hook):
@@ -51,7 +45,7 @@ def overflow_loss(runner, data_batch):
 def test_image_with_broken_pixels_is_named(tmp_path, data_root, iteration):
     sabotage = Sabotage(spoil_pixel, iteration)
     with pytest.raises(FloatingPointError) as error:
-        train(small_cfg(data_root, tmp_path, epochs=2), hooks=(sabotage,))
+        train(short_run_cfg(data_root, tmp_path, epochs=2), hooks=(sabotage,))
     first, second = map(re.escape, sabotage.batches[iteration])
     error.match(f'loss_cls is nan.* on images {first}, {second}: the pixels of {first} are NaN or infinite')
     assert not list(tmp_path.glob('*.pth'))
@@ -60,7 +54,7 @@ def test_image_with_broken_pixels_is_named(tmp_path, data_root, iteration):
 def test_broken_weights_are_named_with_the_images_before(tmp_path, data_root):
     sabotage = Sabotage(spoil_weight)
     with pytest.raises(FloatingPointError) as error:
-        train(small_cfg(data_root, tmp_path, epochs=2), hooks=(sabotage,))
+        train(short_run_cfg(data_root, tmp_path, epochs=2), hooks=(sabotage,))
     before, batch = (re.escape(', '.join(names)) for names in sabotage.batches)
     error.match(f'^loss_mask is nan on images {batch}: 1 weights are NaN or infinite')
     error.match(rf'\(mask_head\.conv_embed\.weight\), .* previous batch \(images {before}\)')
@@ -68,12 +62,12 @@ def test_broken_weights_are_named_with_the_images_before(tmp_path, data_root):
 
 def test_broken_weights_from_the_beginning(tmp_path, data_root):
     with pytest.raises(FloatingPointError, match=r'previous batch \(images unknown\) or by the checkpoint'):
-        train(small_cfg(data_root, tmp_path, epochs=2), hooks=(Sabotage(spoil_weight, iteration=0),))
+        train(short_run_cfg(data_root, tmp_path, epochs=2), hooks=(Sabotage(spoil_weight, iteration=0),))
 
 
 def test_infinite_loss_is_named(tmp_path, data_root):
     with pytest.raises(FloatingPointError, match='^loss_cls is inf on images .* predictions are finite. Lower the le'):
-        train(small_cfg(data_root, tmp_path, epochs=2), hooks=(Sabotage(overflow_loss),))
+        train(short_run_cfg(data_root, tmp_path, epochs=2), hooks=(Sabotage(overflow_loss),))
 
 
 def test_image_with_broken_predictions_is_named(tmp_path, data_root):
@@ -82,7 +76,7 @@ def test_image_with_broken_predictions_is_named(tmp_path, data_root):
 
     sabotage = Sabotage(lambda runner, batch: runner.model.backbone.register_forward_hook(break_second_image))
     with pytest.raises(FloatingPointError) as error:
-        train(small_cfg(data_root, tmp_path, epochs=2), hooks=(sabotage,))
+        train(short_run_cfg(data_root, tmp_path, epochs=2), hooks=(sabotage,))
     error.match(f': the predictions of {re.escape(sabotage.batches[1][1])} are NaN or infinite')
 
 
@@ -103,14 +97,14 @@ def test_values_that_are_not_losses_may_be_nan(tmp_path, data_root):
     def action(runner, data_batch):
         runner.model.register_forward_hook(add_value, with_kwargs=True, prepend=True)
 
-    train(small_cfg(data_root, tmp_path), hooks=(Sabotage(action),))
+    train(short_run_cfg(data_root, tmp_path), hooks=(Sabotage(action),))
     assert (tmp_path / 'epoch_1.pth').exists()
 
 
 def test_losses_are_not_checked_after_training(tmp_path, data_root):
     batches = []
     sabotage = Sabotage(lambda runner, batch: batches.append(runner.model.data_preprocessor(batch, training=True)))
-    model = train(small_cfg(data_root, tmp_path), hooks=(sabotage,)).model
+    model = train(short_run_cfg(data_root, tmp_path), hooks=(sabotage,)).model
     batches[0]['inputs'][:] = math.nan
     assert model(**batches[0], mode='loss')['loss_cls'].isnan()
 
@@ -128,7 +122,7 @@ def break_gradient(value):
 
 @pytest.mark.parametrize('value', [math.nan, math.inf])
 def test_broken_gradient_is_named_where_gradients_are_clipped(tmp_path, data_root, value):
-    cfg = small_cfg(data_root, tmp_path, epochs=2)
+    cfg = short_run_cfg(data_root, tmp_path, epochs=2)
     cfg.optim_wrapper.clip_grad = dict(max_norm=35)
     sabotage = Sabotage(break_gradient(value))
     with pytest.raises(FloatingPointError) as error:
@@ -141,7 +135,7 @@ def test_broken_gradient_is_named_where_gradients_are_clipped(tmp_path, data_roo
 def test_loss_scaler_may_skip_broken_gradients(tmp_path, data_root, monkeypatch):
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
     monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler', lambda: torch.GradScaler('cpu', init_scale=8.0))
-    cfg = small_cfg(data_root, tmp_path, epochs=2)
+    cfg = short_run_cfg(data_root, tmp_path, epochs=2)
     cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16', clip_grad=dict(max_norm=35))
     runner = train(cfg, hooks=(Sabotage(break_gradient(math.inf)),))
     assert runner.optim_wrapper.loss_scaler.get_scale() == 4
@@ -153,7 +147,7 @@ def test_loss_scaler_may_skip_broken_gradients(tmp_path, data_root, monkeypatch)
 def test_broken_weights_are_not_saved(tmp_path, data_root, value):
     sabotage = Sabotage(break_gradient(value))
     with pytest.raises(FloatingPointError) as error:
-        train(small_cfg(data_root, tmp_path), hooks=(sabotage,))
+        train(short_run_cfg(data_root, tmp_path), hooks=(sabotage,))
     images = re.escape(', '.join(sabotage.batches[1]))
     error.match(
         rf'1 weights are NaN or infinite \(mask_head\.conv_embed\.weight\), .* images {images}, so no checkpoint'

@@ -4,13 +4,7 @@ import pytest
 import torch
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
-from tests.tiny import write_tiny_coco
-from tests.training.small import Record, largest_difference, small_cfg, train
-
-
-@pytest.fixture(scope='module')
-def data_root(tmp_path_factory):
-    return write_tiny_coco(tmp_path_factory.mktemp('tiny'))
+from tests.training.runs import Record, largest_difference, short_run_cfg, train
 
 
 class Weights(Record):
@@ -29,7 +23,7 @@ class Weights(Record):
 def ordinary(data_root, tmp_path_factory):
     """Two epochs of two iterations without any option."""
     record = Weights()
-    runner = train(small_cfg(data_root, tmp_path_factory.mktemp('ordinary'), epochs=2), hooks=(record,))
+    runner = train(short_run_cfg(data_root, tmp_path_factory.mktemp('ordinary'), epochs=2), hooks=(record,))
     return runner.model.state_dict(), record
 
 
@@ -39,7 +33,7 @@ def run(cfg):
 
 
 def test_gradient_accumulation(data_root, tmp_path, ordinary):
-    cfg = small_cfg(data_root, tmp_path, epochs=2)
+    cfg = short_run_cfg(data_root, tmp_path, epochs=2)
     cfg.optim_wrapper.accumulative_counts = 2
     _, record = run(cfg)
     first, second, third, fourth = record.weights
@@ -50,7 +44,7 @@ def test_gradient_accumulation(data_root, tmp_path, ordinary):
 
 
 def test_ema(data_root, tmp_path):
-    cfg = small_cfg(data_root, tmp_path, epochs=2)
+    cfg = short_run_cfg(data_root, tmp_path, epochs=2)
     cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.5))
     train(cfg)
     checkpoint = torch.load(tmp_path / 'epoch_2.pth', weights_only=True)
@@ -63,7 +57,7 @@ def test_ema(data_root, tmp_path):
 def test_amp(data_root, tmp_path, ordinary, monkeypatch):
     # MMEngine's wrapper wants a GPU, but its autocast does without, in bfloat16.
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
-    cfg = small_cfg(data_root, tmp_path, epochs=2)
+    cfg = short_run_cfg(data_root, tmp_path, epochs=2)
     cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
     _, record = run(cfg)
     for losses, expected in zip(record.losses, ordinary[1].losses):
@@ -72,7 +66,7 @@ def test_amp(data_root, tmp_path, ordinary, monkeypatch):
 
 
 def test_activation_checkpointing(data_root, tmp_path, ordinary):
-    cfg = small_cfg(data_root, tmp_path, epochs=2)
+    cfg = short_run_cfg(data_root, tmp_path, epochs=2)
     cfg.activation_checkpointing = ['backbone.layer3', 'backbone.layer4', 'mask_head.mask_convs']
     model, record = run(cfg)
     assert record.losses[-1] == pytest.approx(ordinary[1].losses[-1], rel=1e-5)
@@ -81,7 +75,7 @@ def test_activation_checkpointing(data_root, tmp_path, ordinary):
 
 @pytest.mark.slow
 def test_compile(data_root, tmp_path, ordinary):
-    cfg = small_cfg(data_root, tmp_path, epochs=2)
+    cfg = short_run_cfg(data_root, tmp_path, epochs=2)
     cfg.compile = True
     torch._dynamo.reset()
     model, record = run(cfg)

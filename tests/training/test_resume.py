@@ -12,13 +12,7 @@ from mmengine.fileio import BaseStorageBackend, FileClient, register_backend
 
 from embedmask_mmdet.engine.resume import AtomicBackend, EmbedMaskCheckpointHook, is_complete
 from embedmask_mmdet.errors import CheckpointError
-from tests.tiny import write_tiny_coco
-from tests.training.small import Record, largest_difference, small_cfg, train
-
-
-@pytest.fixture(scope='module')
-def data_root(tmp_path_factory):
-    return write_tiny_coco(tmp_path_factory.mktemp('tiny'))
+from tests.training.runs import Record, largest_difference, short_run_cfg, train
 
 
 def saved(work_dir):
@@ -47,13 +41,13 @@ def test_outdated_checkpoint_is_removed_after_the_new_one_is_written(tmp_path, d
         put(self, obj, filepath)
 
     monkeypatch.setattr(AtomicBackend, 'put', record)
-    train(small_cfg(data_root, tmp_path, epochs=3, max_keep_ckpts=1))
+    train(short_run_cfg(data_root, tmp_path, epochs=3, max_keep_ckpts=1))
     assert there == [[], ['epoch_1.pth'], ['epoch_2.pth']]
     assert saved(tmp_path) == ['epoch_3.pth']
 
 
 def test_outdated_checkpoints_are_removed_after_an_interruption(tmp_path, data_root, monkeypatch):
-    cfg = small_cfg(data_root, tmp_path, epochs=3, max_keep_ckpts=1)
+    cfg = short_run_cfg(data_root, tmp_path, epochs=3, max_keep_ckpts=1)
     with monkeypatch.context() as patch:
         patch.setattr(EmbedMaskCheckpointHook, '_remove', lambda self, step: 1 / 0)  # interrupted before removing
         with pytest.raises(ZeroDivisionError):
@@ -69,7 +63,7 @@ def test_two_checkpoints_are_kept_even_if_one_is_deleted(tmp_path, data_root):
             if runner.epoch == 2:
                 (tmp_path / 'epoch_1.pth').unlink()
 
-    train(small_cfg(data_root, tmp_path, epochs=4, max_keep_ckpts=2), hooks=(Delete(),))
+    train(short_run_cfg(data_root, tmp_path, epochs=4, max_keep_ckpts=2), hooks=(Delete(),))
     assert saved(tmp_path) == ['epoch_3.pth', 'epoch_4.pth']
 
 
@@ -101,25 +95,25 @@ def test_checkpoints_in_remote_storage(tmp_path, data_root, monkeypatch):
     monkeypatch.setattr(DictBackend, 'files', {})
     register_backend('dict', DictBackend, prefixes='dict', force=True)
     FileClient.register_backend('dict', DictBackend, prefixes='dict', force=True)
-    cfg = small_cfg(data_root, tmp_path / 'work', epochs=2, max_keep_ckpts=1, out_dir='dict://bucket')
+    cfg = short_run_cfg(data_root, tmp_path / 'work', epochs=2, max_keep_ckpts=1, out_dir='dict://bucket')
     train(cfg)
     assert list(DictBackend.files) == ['dict://bucket/work/epoch_2.pth']
     # A local checkpoint does not replace the remote one that MMEngine resumes from.
     (tmp_path / 'work/epoch_1.pth').write_bytes(DictBackend.files['dict://bucket/work/epoch_2.pth'])
     with pytest.raises(FileNotFoundError, match='bucket/work/epoch_2'):
-        train(small_cfg(data_root, tmp_path / 'work', epochs=2), resume=True)
+        train(short_run_cfg(data_root, tmp_path / 'work', epochs=2), resume=True)
 
 
 def test_storage_that_the_user_chose_is_kept(tmp_path, data_root, monkeypatch):
     monkeypatch.setattr(AtomicBackend, 'put', mock.Mock(side_effect=AssertionError))
-    train(small_cfg(data_root, tmp_path, backend_args=dict(backend='local')))
+    train(short_run_cfg(data_root, tmp_path, backend_args=dict(backend='local')))
     assert saved(tmp_path) == ['epoch_1.pth']
 
 
 @pytest.fixture(scope='module')
 def two_epochs(tmp_path_factory, data_root):
     work_dir = tmp_path_factory.mktemp('two_epochs')
-    train(small_cfg(data_root, work_dir, epochs=2))
+    train(short_run_cfg(data_root, work_dir, epochs=2))
     return work_dir
 
 
@@ -163,7 +157,7 @@ def record_epochs(cfg, resume=True):
 )
 def test_resume_starts_from_the_newest_complete_checkpoint(data_root, work_dir, damage, first_epoch):
     damage(work_dir)
-    assert record_epochs(small_cfg(data_root, work_dir, epochs=3))[0] == first_epoch
+    assert record_epochs(short_run_cfg(data_root, work_dir, epochs=3))[0] == first_epoch
     assert is_complete(work_dir / 'epoch_3.pth')
 
 
@@ -173,7 +167,7 @@ def test_resume_ignores_other_files(data_root, work_dir):
     for name in ('best_coco_segm_mAP_epoch_2.pth', 'epoch_2.pth.copy', 'epoch_last.pth', 'epoch_3_pth'):
         (work_dir / name).write_bytes(first.read_bytes())
     (work_dir / 'epoch_9.pth').mkdir()
-    assert record_epochs(small_cfg(data_root, work_dir, epochs=2)) == [2]
+    assert record_epochs(short_run_cfg(data_root, work_dir, epochs=2)) == [2]
     message = f'names {last}, which is not a complete checkpoint. Training resumes from {first}'
     assert message in read_log(work_dir)
 
@@ -182,23 +176,23 @@ def test_resume_looks_in_the_folder_of_the_checkpoints(tmp_path, data_root, work
     (tmp_path / 'out/work').mkdir(parents=True)
     (work_dir / 'epoch_1.pth').rename(tmp_path / 'out/work/epoch_1.pth')
     truncate(work_dir / 'epoch_2.pth')
-    assert record_epochs(small_cfg(data_root, work_dir, epochs=2, out_dir=str(tmp_path / 'out'))) == [2]
+    assert record_epochs(short_run_cfg(data_root, work_dir, epochs=2, out_dir=str(tmp_path / 'out'))) == [2]
     assert saved(tmp_path / 'out/work') == ['epoch_1.pth', 'epoch_2.pth']
 
 
 def test_training_without_resume_starts_anew(data_root, work_dir):
     (work_dir / 'last_checkpoint').unlink()
-    assert record_epochs(small_cfg(data_root, work_dir, epochs=1), resume=False) == [1]
+    assert record_epochs(short_run_cfg(data_root, work_dir, epochs=1), resume=False) == [1]
     assert 'Training resumes' not in read_log(work_dir)
 
 
 def test_resume_without_any_checkpoint_starts_anew(tmp_path, data_root):
-    assert record_epochs(small_cfg(data_root, tmp_path, epochs=1)) == [1]
+    assert record_epochs(short_run_cfg(data_root, tmp_path, epochs=1)) == [1]
 
 
 def test_resume_from_a_given_checkpoint(data_root, work_dir):
     (work_dir / 'last_checkpoint').unlink()
-    cfg = small_cfg(data_root, work_dir, epochs=2)
+    cfg = short_run_cfg(data_root, work_dir, epochs=2)
     cfg.load_from = str(work_dir / 'epoch_1.pth')
     assert record_epochs(cfg) == [2]
 
@@ -207,14 +201,14 @@ def test_resume_if_all_checkpoints_are_incomplete(data_root, work_dir):
     for name in ('epoch_1.pth', 'epoch_2.pth'):
         truncate(work_dir / name)
     with pytest.raises(CheckpointError, match=r'epoch_2\.pth is truncated'):
-        train(small_cfg(data_root, work_dir, epochs=3), resume=True)
+        train(short_run_cfg(data_root, work_dir, epochs=3), resume=True)
 
 
 def test_checkpoint_without_some_of_the_weights_is_not_resumed(tmp_path, data_root, two_epochs):
     checkpoint = torch.load(two_epochs / 'epoch_2.pth', weights_only=True)
     del checkpoint['state_dict']['mask_head.conv_embed.weight']
     torch.save(checkpoint, tmp_path / 'incomplete.pth')
-    cfg = small_cfg(data_root, tmp_path / 'work', epochs=3)
+    cfg = short_run_cfg(data_root, tmp_path / 'work', epochs=3)
     cfg.load_from = str(tmp_path / 'incomplete.pth')
     with pytest.raises(ValueError, match=r'incomplete\.pth .*mask_head\.conv_embed\.weight'):
         train(cfg, resume=True)
@@ -238,7 +232,7 @@ def convert_to_version_1(checkpoint, parameter_names):
 
 @pytest.mark.parametrize('is_one_group', [False, True], ids=['a group for each parameter', 'one group'])
 def test_training_of_version_1_is_resumed(tmp_path, data_root, is_one_group):
-    cfg = small_cfg(data_root, tmp_path / 'new', epochs=2)
+    cfg = short_run_cfg(data_root, tmp_path / 'new', epochs=2)
     if is_one_group:
         cfg.optim_wrapper.paramwise_cfg = None
     model = train(cfg).model
@@ -253,7 +247,7 @@ def test_training_of_version_1_is_resumed(tmp_path, data_root, is_one_group):
 
 def test_checkpoint_of_another_model_is_not_resumed(tmp_path, data_root):
     torch.save({'state_dict': {'backbone.weight': torch.ones(1)}}, tmp_path / 'other.pth')
-    cfg = small_cfg(data_root, tmp_path / 'work', epochs=3)
+    cfg = short_run_cfg(data_root, tmp_path / 'work', epochs=3)
     cfg.load_from = str(tmp_path / 'other.pth')
     with pytest.raises(ValueError, match=r'other\.pth is not a checkpoint of this model'):
         train(cfg, resume=True)
@@ -289,9 +283,9 @@ def train_until_started(cfg, marker, _):
 @pytest.mark.slow
 def test_killed_ten_times(tmp_path, data_root):
     epochs = 14
-    expected = train(small_cfg(data_root, tmp_path / 'uninterrupted', epochs, interval=epochs)).model.state_dict()
+    expected = train(short_run_cfg(data_root, tmp_path / 'uninterrupted', epochs, interval=epochs)).model.state_dict()
     work_dir = tmp_path / 'killed'
-    cfg = small_cfg(data_root, work_dir, epochs, max_keep_ckpts=1)
+    cfg = short_run_cfg(data_root, work_dir, epochs, max_keep_ckpts=1)
     # Its server imports torch once, so its children start quickly.
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['tests.training.test_resume'])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
-from tests.tiny import write_tiny_coco
-from tests.training.small import Record, small_cfg, train
+from tests.builders import write_tiny_coco
+from tests.training.runs import Record, short_run_cfg, train
 
 STUCK = 0.5 * 21.72  # the loss of an instance all of whose pixels have a probability below 1e-9
 
@@ -19,7 +19,7 @@ class SharpenMargins(Hook):
 
 
 def last_mask_loss(data_root, work_dir, keep_saturated_grad):
-    cfg = small_cfg(data_root, work_dir, epochs=60, interval=100)
+    cfg = short_run_cfg(data_root, work_dir, epochs=60, interval=100)
     cfg.model.frame.coord_scale = 16
     cfg.model.mask_head.loss_mask.keep_saturated_grad = keep_saturated_grad
     cfg.optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3), clip_grad=dict(max_norm=10))

@@ -13,12 +13,12 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from tests.tiny import tiny_cfg
+from tests.builders import tiny_cfg
 
 _run_number = itertools.count()
 
 
-def small_cfg(data_root: Path, work_dir: Path, epochs: int = 1, **checkpoint) -> Config:
+def short_run_cfg(data_root: Path, work_dir: Path, epochs: int = 1, **checkpoint) -> Config:
     """Narrow the tiny config further, and leave out validation, flips and empty-image filters."""
     cfg = tiny_cfg(data_root, work_dir, epochs)
     cfg.merge_from_dict(

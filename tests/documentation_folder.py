@@ -8,14 +8,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pycocotools.mask
 import torch
 from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from tests.tiny import COCO_CONFIG, PLUS_CONFIG, ROOT, draw_shapes, tiny_model_cfg
+from embedmask_mmdet.datasets.coco import encode_instance
+from tests.builders import COCO_CONFIG, PLUS_CONFIG, ROOT, draw_shapes, tiny_model_cfg
 
 COCO_CLASSES = CocoDataset.METAINFO['classes']
 SHRUNK_BY = 8
@@ -71,19 +71,7 @@ def write_images(folder: Path, prefix: str, ids: list[int], seed: int = 0) -> tu
         cv2.imwrite(str(folder / name), image)
         images.append(dict(id=image_id, file_name=name, height=size[0], width=size[1]))
         for i, (mask, label) in enumerate(zip(masks, labels)):
-            rle = pycocotools.mask.encode(np.asfortranarray(mask))
-            rle['counts'] = rle['counts'].decode()
-            annotations.append(
-                dict(
-                    id=10 * image_id + i,
-                    image_id=image_id,
-                    category_id=label + 1,
-                    bbox=pycocotools.mask.toBbox(rle).tolist(),
-                    area=float(pycocotools.mask.area(rle)),
-                    iscrowd=0,
-                    segmentation=rle,
-                )
-            )
+            annotations.append(encode_instance(mask, 10 * image_id + i, image_id, label + 1))
     return images, annotations
 
 
@@ -149,10 +137,10 @@ def write_authors_checkpoint(path: Path) -> None:
     torch.save(dict(model={f'module.{name}': torch.zeros(1).expand(shape) for name, shape in shapes.items()}), path)
 
 
-def make_sandbox(folder: Path) -> Path:
+def make_documentation_folder(folder: Path) -> Path:
     """Write configs, data, images and checkpoints under the names that the documentation has for them."""
     (folder / 'configs').mkdir()
-    for path in (ROOT / 'configs').glob('*.py'):
+    for path in (ROOT / 'configs').glob('embedmask*.py'):
         write_config(folder / 'configs' / path.name, shrink(Config.fromfile(path)))
     shutil.copy(folder / 'configs/embedmask_own-data.py', folder / 'configs/my_data.py')
     write_coco(folder / 'data/coco')
