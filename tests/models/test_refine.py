@@ -209,6 +209,37 @@ def test_no_refinement_changes_the_boxes_that_cut_the_masks(name, rescale):
         assert (plain.crop_bboxes[same] == crop_bbox).all(dim=1).any()
 
 
+def sample_bin_centers(pixel_embed, bbox, stride):
+    """Read a pixel embedding at the centers of 14 x 14 equal parts of a box, bilinearly: ``(D, 14, 14)``."""
+    parts = (torch.arange(14) + 0.5) / 14
+    x, y = bbox[0] + parts * (bbox[2] - bbox[0]), bbox[1] + parts * (bbox[3] - bbox[1])
+    h, w = pixel_embed.shape[1:]
+    grid = torch.stack(torch.meshgrid(2 * x / stride / w - 1, 2 * y / stride / h - 1, indexing='xy'), dim=-1)
+    return torch.nn.functional.grid_sample(pixel_embed[None], grid[None], align_corners=False)[0]
+
+
+def test_certainty_reads_one_point_in_each_part_of_the_box():
+    rng = torch.Generator().manual_seed(0)
+    pixel_embed = torch.randn(4, 12, 16, generator=rng)
+    bbox = torch.tensor([13.0, 9.0, 101.0, 77.0])
+    embed, margin = torch.randn(4, generator=rng), torch.full((4,), 0.1)
+    points = sample_bin_centers(pixel_embed, bbox, 8)
+    prob = torch.exp(-0.1 * (points - embed[:, None, None]).square().sum(0))
+    results = InstanceData(crop_bboxes=bbox[None], proposal_embed=embed[None], proposal_margin=margin[None])
+    certainty = mask_certainties(results, PixelGrid(pixel_embed, 8, 0.6))
+    assert 20 < (prob > 0.6).sum() < 176
+    torch.testing.assert_close(certainty[0], prob[prob > 0.6].mean())
+
+
+def test_mask_of_a_single_point_is_certain():
+    pixel_embed = torch.randn(4, 12, 16, generator=torch.Generator().manual_seed(0))
+    bbox = torch.tensor([13.0, 9.0, 101.0, 77.0])
+    embed = sample_bin_centers(pixel_embed, bbox, 8)[:, 5, 6]
+    results = InstanceData(crop_bboxes=bbox[None], proposal_embed=embed[None], proposal_margin=torch.full((1, 4), 1e5))
+    certainty = mask_certainties(results, PixelGrid(pixel_embed, 8, 0.5))
+    torch.testing.assert_close(certainty, torch.ones(1))
+
+
 @FORMATS
 @pytest.mark.parametrize('name', REFINEMENTS)
 def test_no_detection_is_refined_to_none(name, mask_format):
