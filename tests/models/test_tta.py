@@ -67,8 +67,12 @@ def test_one_view_is_that_view_flipped_back(tta, direction):
     (merged,) = tta.merge_preds([[view]])
     assert torch.equal(merged.pred_instances.masks, seen.masks.flip(DIMS[direction]))
     assert torch.equal(merged.pred_instances.scores, seen.scores)
-    widths, back = ((boxes[:, 2:] - boxes[:, :2]) for boxes in (seen.bboxes, merged.pred_instances.bboxes))
-    torch.testing.assert_close(widths, back, atol=1e-4, rtol=0)
+    x1, y1, x2, y2 = seen.bboxes.T
+    if direction in ('horizontal', 'diagonal'):
+        x1, x2 = SIZE[1] - x2, SIZE[1] - x1
+    if direction in ('vertical', 'diagonal'):
+        y1, y2 = SIZE[0] - y2, SIZE[0] - y1
+    torch.testing.assert_close(merged.pred_instances.bboxes, torch.stack([x1, y1, x2, y2], dim=1), atol=1e-4, rtol=0)
 
 
 def test_masks_of_two_views_are_averaged_as_probabilities(tta):
