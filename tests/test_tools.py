@@ -168,7 +168,7 @@ def test_wrong_checkpoint_is_named_with_those_there(tmp_path):
 def test_data_that_do_not_fit_end_with_one_line(trained):
     error = error_of(run_tool('train.py', 'tiny.py', '--cfg-options', 'model.bbox_head.num_classes=80', cwd=trained))
     assert 'num_classes is 80' in error
-    assert 'set model.bbox_head.num_classes=2' in error
+    assert 'Set model.bbox_head.num_classes=2' in error
 
 
 def test_missing_annotation_file_is_named(trained):
