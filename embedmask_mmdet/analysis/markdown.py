@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from embedmask_mmdet.fileio import write_atomically
+
 
 def write_section(path: Path, title: str, text: str, page_title: str = 'Benchmarks') -> None:
     """Write a section of a Markdown file. A section that has the same title is replaced.
@@ -24,4 +26,4 @@ def write_section(path: Path, title: str, text: str, page_title: str = 'Benchmar
     else:
         parts.append(('' if parts[-1].endswith('\n\n') else '\n') + section)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(''.join(parts))
+    write_atomically(path, ''.join(parts))

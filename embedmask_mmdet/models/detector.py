@@ -54,7 +54,7 @@ class EmbedMask(SingleStageInstanceSegmentor):
         init_cfg: Initialization.
 
     Raises:
-        ValueError: If the heads do not fit together.
+        ValueError: If the heads do not fit together, or ``bbox_head`` sets what follows from ``frame``.
     """
 
     def __init__(
@@ -69,6 +69,10 @@ class EmbedMask(SingleStageInstanceSegmentor):
         data_preprocessor: OptConfigType = None,
         init_cfg: OptMultiConfig = None,
     ) -> None:
+        if 'initial_margin' in bbox_head:
+            raise ValueError(
+                'model.frame decides about bbox_head.initial_margin. Set model.frame.prior_margin instead.'
+            )
         frame = MODELS.build(frame)
         bbox_head = dict(bbox_head, initial_margin=frame.initial_margin)
         super().__init__(backbone, neck, bbox_head, mask_head, train_cfg, test_cfg, data_preprocessor, init_cfg)

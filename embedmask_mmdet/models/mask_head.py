@@ -202,7 +202,8 @@ class EmbedMaskMaskHead(BaseMaskHead):
     def _predict_single(
         self, pixel_embed: Tensor, img_meta: dict, results: InstanceData, rescale: bool
     ) -> InstanceData:
-        results.crop_bboxes = results.bboxes
+        # A copy, so that no refinement changes it along with the boxes.
+        results.crop_bboxes = results.bboxes.clone()
         results.masks = self._make_masks(pixel_embed, img_meta, results, rescale)
         if rescale:
             # A pipeline that does not resize leaves no factor.

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-import pycocotools.mask
 import torch
 from mmcv.ops import batched_nms
 from mmdet.models.test_time_augs import DetTTAModel
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_flip, bbox_overlaps
+from mmdet.structures.mask import encode_mask_results
 from mmdet.utils import ConfigType
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
@@ -110,8 +109,7 @@ def stack_masks(masks: Iterator[Tensor], ori_shape: tuple[int, int]) -> Tensor:
 
 def encode_masks(masks: Iterator[Tensor], ori_shape: tuple[int, int]) -> RLEMasks:
     """Encode masks ``(h, w)`` one after the other."""
-    encoded = (pycocotools.mask.encode(np.asfortranarray(mask.cpu().numpy().view(np.uint8))) for mask in masks)
-    return RLEMasks(encoded, ori_shape)
+    return RLEMasks(encode_mask_results(mask.cpu().numpy() for mask in masks), ori_shape)
 
 
 COLLECTORS = {'bitmap': stack_masks, 'rle': encode_masks}
@@ -130,7 +128,7 @@ class EmbedMaskTTAModel(DetTTAModel):
         kwargs: Other arguments of ``DetTTAModel``.
 
     Raises:
-        ValueError: If the detector does not keep its embeddings.
+        ValueError: If the detector does not keep its embeddings, or ``nms`` has no ``iou_threshold``.
     """
 
     def __init__(self, module: ConfigType | nn.Module, **kwargs) -> None:
@@ -139,6 +137,10 @@ class EmbedMaskTTAModel(DetTTAModel):
         super().__init__(module=module, **kwargs)
         if not self.module.mask_head.keep_embed:
             raise ValueError('EmbedMaskTTAModel merges embeddings: build its module with test_cfg.keep_embed=True')
+        if 'iou_threshold' not in self.tta_cfg['nms']:
+            raise ValueError(
+                f'tta_cfg.nms needs iou_threshold, which also matches views; got {dict(self.tta_cfg["nms"])}'
+            )
 
     def _merge_single_sample(self, data_samples: list[DetDataSample]) -> DetDataSample:
         results = collect_detections(data_samples)

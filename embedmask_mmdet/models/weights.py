@@ -51,17 +51,35 @@ def rename_old_weights(state_dict: MutableMapping[str, Tensor], prefix: str = ''
             state_dict[prefix + new] = state_dict.pop(prefix + old)
 
 
-def check_names(model: EmbedMask, state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights that lack some of the heads'.
+def check_weights(model: EmbedMask, state_dict: Mapping[str, Tensor], meaning: Mapping[str, Any], source: str) -> None:
+    """Refuse weights that lack some of the heads', have embeddings of another size, or another meaning.
 
     Args:
         model: To load into.
         state_dict: With the names of this version.
+        meaning: From :func:`describe_weights` of the trained model; settings that are missing are not compared.
         source: Path of the checkpoint, or other words for it.
 
     Raises:
-        InputError: If weights of the heads are missing.
+        InputError: If the weights do not belong to the model.
     """
+    _check_embed_dim(model, state_dict, source)
+    _check_names(model, state_dict, source)
+    _check_meaning(model, meaning, source)
+
+
+def _check_embed_dim(model: EmbedMask, state_dict: Mapping[str, Tensor], source: str) -> None:
+    # MMEngine would leave these weights out with no more than a warning.
+    for name in ('bbox_head.conv_embed.weight', 'mask_head.conv_embed.weight'):
+        embed_dim = len(state_dict[name]) if name in state_dict else model.bbox_head.embed_dim
+        if embed_dim != model.bbox_head.embed_dim:
+            raise InputError(
+                f'{source} has embed_dim={embed_dim} ({name}), the config has {model.bbox_head.embed_dim}. Set '
+                f'model.bbox_head.embed_dim and model.mask_head.embed_dim to {embed_dim}, or use another checkpoint.'
+            )
+
+
+def _check_names(model: EmbedMask, state_dict: Mapping[str, Tensor], source: str) -> None:
     wanted = {name for name, _ in model.named_parameters() if name.startswith(HEADS)}
     missing = sorted(wanted - state_dict.keys())
     if missing:
@@ -72,37 +90,7 @@ def check_names(model: EmbedMask, state_dict: Mapping[str, Tensor], source: str)
         )
 
 
-def check_embed_dim(model: EmbedMask, state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Refuse embeddings of another size, which MMEngine would leave out with no more than a warning.
-
-    Args:
-        model: To load into.
-        state_dict: With the names of this version.
-        source: Path of the checkpoint, or other words for it.
-
-    Raises:
-        InputError: If the number of channels differs.
-    """
-    for name in ('bbox_head.conv_embed.weight', 'mask_head.conv_embed.weight'):
-        embed_dim = len(state_dict[name]) if name in state_dict else model.bbox_head.embed_dim
-        if embed_dim != model.bbox_head.embed_dim:
-            raise InputError(
-                f'{source} has embed_dim={embed_dim} ({name}), the config has {model.bbox_head.embed_dim}. Set '
-                f'model.bbox_head.embed_dim and model.mask_head.embed_dim to {embed_dim}, or use another checkpoint.'
-            )
-
-
-def check_meaning(model: EmbedMask, meaning: Mapping[str, Any], source: str) -> None:
-    """Compare what a model makes of its weights with what the model did that was trained.
-
-    Args:
-        model: To load into.
-        meaning: From :func:`describe_weights` of the trained model; settings that are missing are not compared.
-        source: Path of the checkpoint, or other words for it.
-
-    Raises:
-        InputError: If a setting differs.
-    """
+def _check_meaning(model: EmbedMask, meaning: Mapping[str, Any], source: str) -> None:
     for name, here in describe_weights(model).items():
         there = meaning.get(name, here)
         if there != here:
@@ -110,23 +98,6 @@ def check_meaning(model: EmbedMask, meaning: Mapping[str, Any], source: str) -> 
                 f'{source} was trained with model.{name}={there}, this config has {here}, so its weights mean '
                 'something else. Use the checkpoint and the config that belong together.'
             )
-
-
-def check_weights(model: EmbedMask, state_dict: Mapping[str, Tensor], meaning: Mapping[str, Any], source: str) -> None:
-    """Refuse weights that are incomplete, of another size, or of another meaning.
-
-    Args:
-        model: To load into.
-        state_dict: With the names of this version.
-        meaning: From :func:`describe_weights` of the trained model; empty where it is not known.
-        source: Path of the checkpoint, or other words for it.
-
-    Raises:
-        InputError: If the weights do not belong to the model.
-    """
-    check_embed_dim(model, state_dict, source)
-    check_names(model, state_dict, source)
-    check_meaning(model, meaning, source)
 
 
 def write_meaning(model: EmbedMask, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: dict) -> None:

@@ -94,11 +94,7 @@ class MaskStage:
 def box_cells(bboxes: Tensor, grid_shape: tuple[int, int], cell: float, padding: int = BOX_PADDING) -> Tensor:
     """Compute the cells that a mask may touch: its box in cells, truncated, grown and clipped to the grid.
 
-    Args:
-        bboxes: ``(N, 4)`` boxes ``x1, y1, x2, y2`` in input pixels.
-        grid_shape: ``(h, w)`` of the grid in cells.
-        cell: Side of a cell in input pixels.
-        padding: Cells by which a box is grown on each side.
+    Arguments are those of :func:`inside_boxes`.
 
     Returns:
         int64 ``(N, 4)``, right and bottom exclusive; all 0 for a box that holds a NaN.

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-import pycocotools.mask
 import torch
 import torch.nn.functional as F
+from mmdet.structures.mask import encode_mask_results
 from torch import Tensor
 
 from .mask_stage import MaskStage, inside_boxes
@@ -102,5 +101,4 @@ def instance_masks(stage: MaskStage) -> Tensor:
 
 def instance_rles(stage: MaskStage) -> list[dict]:
     """Compute what :func:`embedmask_mmdet.ops.instance_rles` describes."""
-    masks = instance_masks(stage).cpu().numpy()
-    return [pycocotools.mask.encode(np.asfortranarray(mask.view(np.uint8))) for mask in masks]
+    return encode_mask_results(instance_masks(stage).cpu().numpy())

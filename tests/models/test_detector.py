@@ -235,6 +235,13 @@ def test_initial_margin_is_that_of_the_frame(prior_margin):
     torch.testing.assert_close(margins, torch.full_like(margins, math.log(2) / prior_margin**2))
 
 
+def test_initial_margin_of_a_config_is_refused():
+    cfg = tiny_model_cfg()
+    cfg.bbox_head.initial_margin = 0.1
+    with pytest.raises(ValueError, match='Set model.frame.prior_margin instead'):
+        tiny_detector(cfg)
+
+
 @pytest.mark.parametrize('initial_distance', [0.5, 2.0])
 def test_boxes_have_a_size_from_the_start(initial_distance):
     cfg = tiny_model_cfg()

@@ -209,6 +209,20 @@ def test_no_refinement_changes_the_boxes_that_cut_the_masks(name, rescale):
         assert (plain.crop_bboxes[same] == crop_bbox).all(dim=1).any()
 
 
+@pytest.mark.parametrize('rescale', [True, False])
+def test_a_refinement_that_moves_boxes_in_place_leaves_those_that_cut_the_masks(rescale):
+    def move(results, pixels):
+        results.bboxes += 1000
+        return results
+
+    model = build_responsive_detector(keep_embed=True)
+    model.mask_head.refinements.append(move)
+    data = model.data_preprocessor(batch([SIZE], [3]))
+    (sample,) = model.predict(data['inputs'], data['data_samples'], rescale=rescale)
+    assert sample.pred_instances.bboxes.min() >= 1000
+    assert sample.pred_instances.crop_bboxes.max() <= max(SIZE)
+
+
 def sample_bin_centers(pixel_embed, bbox, stride):
     """Read a pixel embedding at the centers of 14 x 14 equal parts of a box, bilinearly: ``(D, 14, 14)``."""
     parts = (torch.arange(14) + 0.5) / 14

@@ -201,3 +201,9 @@ def test_detector_from_a_config_keeps_its_embeddings():
 def test_detector_without_embeddings_is_refused():
     with pytest.raises(ValueError, match=r'build its module with test_cfg\.keep_embed=True'):
         build_tta(tiny_detector())
+
+
+def test_nms_that_cannot_match_views_is_refused():
+    tta_cfg = dict(nms=dict(type='soft_nms', sigma=0.5), max_per_img=10)
+    with pytest.raises(ValueError, match='tta_cfg.nms needs iou_threshold'):
+        MODELS.build(dict(type='EmbedMaskTTAModel', module=tiny_model_cfg(), tta_cfg=tta_cfg))

@@ -53,9 +53,7 @@ class EmbedMaskNMS:
         Returns:
             The remaining detections, best first, with the scores of the NMS.
         """
-        # Of equal scores the first one wins, so the order matters.
-        order = results.scores.argsort(descending=True, stable=True)
-        dets, kept = batched_nms(results.bboxes[order], results.scores[order], results.labels[order], self.nms)
-        results = results[order[kept]]
+        dets, kept = batched_nms(results.bboxes, results.scores, results.labels, self.nms)
+        results = results[kept]
         results.scores = dets[:, 4]
         return results
