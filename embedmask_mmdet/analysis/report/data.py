@@ -1,0 +1,256 @@
+"""Annotations and detections as the report compares them; nothing in a broken file ends the program."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from pycocotools import mask as mask_utils
+
+from embedmask_mmdet.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """An annotated instance.
+
+    Attributes:
+        id: Number from 1 on, unique even if the ids of the file are not.
+        label_id: Its id in the file.
+        image_id: Id of its image.
+        category_id: Id of its category.
+        rle: Its mask as COCO's compressed RLE.
+        bbox: Left, top, width and height in pixels, as in the file; around the mask if the file has none.
+        area: Pixels, as in the file; those of the mask if the file has no area.
+        crowd: Whether it is a crowd region.
+    """
+
+    id: int
+    label_id: object
+    image_id: int
+    category_id: int
+    rle: dict
+    bbox: tuple[float, float, float, float]
+    area: float
+    crowd: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """A detected instance, with a number from 1 on; the other attributes are those of :class:`Instance`."""
+
+    id: int
+    image_id: int
+    category_id: int
+    rle: dict
+    bbox: tuple[float, float, float, float]
+    score: float
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An annotation without a usable mask, image or category."""
+
+    label_id: object
+    image_id: object
+    reason: str
+
+
+@dataclass
+class Labels:
+    """The annotations of a data set.
+
+    Attributes:
+        ann_file: The annotation file.
+        image_folder: Folder that file names are relative to.
+        images: Entries of the images by their ids.
+        names: Names of the categories that count, by their ids.
+        instances: Instances of these categories.
+        unreadable: Annotations of these categories that cannot be used.
+    """
+
+    ann_file: str
+    image_folder: str
+    images: dict[int, dict]
+    names: dict[int, str]
+    instances: list[Instance] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+    def image_name(self, image_id: int) -> str:
+        """Return the file name of an image."""
+        return str(self.images.get(image_id, {}).get('file_name', f'image {image_id}'))
+
+    def by_image(self) -> dict[int, list[Instance]]:
+        """Return the instances of each image that has some."""
+        return group_by_image(self.instances)
+
+
+def group_by_image(items: Iterable) -> dict[int, list]:
+    """Return instances or detections by the id of their image."""
+    groups: dict[int, list] = {}
+    for item in items:
+        groups.setdefault(item.image_id, []).append(item)
+    return groups
+
+
+def encode_segmentation(segmentation: object, height: int, width: int) -> dict:
+    """Convert polygons or run lengths to one compressed RLE.
+
+    Raises:
+        ValueError: If it is neither, or has other than finite numbers.
+    """
+    if isinstance(segmentation, dict):
+        counts = segmentation['counts']
+        return mask_utils.frPyObjects(segmentation, height, width) if isinstance(counts, list) else dict(segmentation)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise ValueError('no polygon')
+    polygons = [np.asarray(polygon, dtype=float).ravel() for polygon in segmentation]
+    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
+        raise ValueError('a polygon has fewer than 3 points')
+    if not all(np.isfinite(polygon).all() for polygon in polygons):
+        raise ValueError('a polygon has coordinates that are not finite')
+    return mask_utils.merge(mask_utils.frPyObjects([polygon.tolist() for polygon in polygons], height, width))
+
+
+def is_box(bbox: object) -> bool:
+    """Return whether something is four finite numbers."""
+    try:
+        return len(bbox) == 4 and bool(np.isfinite(np.asarray(bbox, dtype=float)).all())
+    except (TypeError, ValueError):
+        return False
+
+
+def read_instance(annotation: dict, number: int, images: dict[int, dict]) -> Instance | Unreadable:
+    """Read one annotation; what cannot be used comes back with the reason."""
+    label_id, image_id = annotation.get('id'), annotation.get('image_id')
+    image = images.get(image_id)
+    if image is None:
+        return Unreadable(label_id, image_id, f'the file has no image {image_id}')
+    try:
+        rle = encode_segmentation(annotation.get('segmentation'), int(image['height']), int(image['width']))
+        pixels = float(mask_utils.area(rle))
+        around = mask_utils.toBbox(rle).tolist()
+    except Exception as error:  # pycocotools raises plain Exception
+        return Unreadable(label_id, image_id, f'its mask cannot be read ({error})')
+    if pixels == 0:
+        return Unreadable(label_id, image_id, 'its mask is empty')
+    bbox, area = annotation.get('bbox'), annotation.get('area')
+    return Instance(
+        id=number,
+        label_id=label_id,
+        image_id=image_id,
+        category_id=annotation['category_id'],
+        rle=rle,
+        bbox=tuple(map(float, bbox if is_box(bbox) else around)),
+        area=float(area) if isinstance(area, (int, float)) else pixels,
+        crowd=bool(annotation.get('iscrowd')),
+    )
+
+
+def read_json(path: str | Path) -> object:
+    """Read a JSON file.
+
+    Raises:
+        InputError: If it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except OSError as error:
+        raise InputError(f'{path} cannot be read: {error.strerror}. Check the path in the config.') from error
+    except ValueError as error:
+        raise InputError(f'{path} is not a JSON file ({error}). Export the annotations again.') from error
+
+
+def read_labels(ann_file: str, image_folder: str, classes: Iterable[str] | None = None) -> Labels:
+    """Read an annotation file in COCO's format.
+
+    Args:
+        ann_file: The file.
+        image_folder: Folder of the images.
+        classes: Names of the categories that count; None for all.
+
+    Raises:
+        InputError: If the file cannot be read or has another format.
+    """
+    content = read_json(ann_file)
+    if not isinstance(content, dict) or not isinstance(content.get('images'), list):
+        raise InputError(f'{ann_file} has no list "images". The report needs annotations in COCO\'s format.')
+    images = {image['id']: image for image in content['images'] if 'id' in image}
+    categories = [category for category in content.get('categories') or [] if 'id' in category]
+    names = {category['id']: str(category.get('name', category['id'])) for category in categories}
+    if classes is not None:
+        names = {category_id: name for category_id, name in names.items() if name in set(classes)}
+    labels = Labels(str(ann_file), str(image_folder), images, names)
+    for number, annotation in enumerate(content.get('annotations') or [], start=1):
+        if annotation.get('category_id') not in names:
+            continue
+        instance = read_instance(annotation, number, images)
+        (labels.instances if isinstance(instance, Instance) else labels.unreadable).append(instance)
+    return labels
+
+
+def walk_datasets(dataset: dict) -> Iterator[dict]:
+    """Yield the configs of the data sets inside wrappers such as ``RepeatDataset``."""
+    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
+    if not inner:
+        yield dataset
+    for each in inner:
+        yield from walk_datasets(each)
+
+
+def read_dataloader(cfg: Config, key: str) -> list[Labels]:
+    """Read the annotations of a dataloader, one item for each of its data sets.
+
+    Args:
+        cfg: A config.
+        key: Such as ``train_dataloader``.
+
+    Raises:
+        InputError: If the config has no such dataloader, or a file cannot be read.
+    """
+    if not cfg.get(key):
+        raise InputError(f'the config has no {key}. Add it, or give another config.')
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    labels = []
+    for dataset_cfg in walk_datasets(cfg[key].dataset):
+        dataset = DATASETS.build({**dataset_cfg, 'lazy_init': True})
+        folder = dataset.data_prefix.get('img', dataset.data_prefix.get('img_path', ''))
+        labels.append(read_labels(dataset.ann_file, folder, dataset.metainfo.get('classes')))
+    return labels
+
+
+def read_detections(results: object, labels: Labels) -> list[Detection]:
+    """Read masks in COCO's format for results.
+
+    Args:
+        results: The content of the file. Boxes around the masks replace boxes that it lacks.
+        labels: The annotations that they belong to; detections of other categories are left out.
+
+    Raises:
+        InputError: If the content has another format, or belongs to other images.
+    """
+    detections = []
+    try:
+        for number, result in enumerate(results, start=1):
+            rle = dict(result['segmentation'])
+            bbox = result['bbox'] if is_box(result.get('bbox')) else mask_utils.toBbox(rle).tolist()
+            values = number, result['image_id'], result['category_id'], rle, tuple(bbox), float(result['score'])
+            detections.append(Detection(*values))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"the results are not a list of masks in COCO's format ({error!r}). Write them with "
+            '`tools/test.py CONFIG CHECKPOINT --out NAME.json` and give NAME.segm.json.'
+        ) from error
+    others = {detection.image_id for detection in detections} - set(labels.images)
+    if others:
+        raise InputError(
+            f'the results have image {min(others, key=str)}, which {labels.ann_file} does not have. Give results on '
+            'the images of test_dataloader.'
+        )
+    return [detection for detection in detections if detection.category_id in labels.names]
