@@ -103,8 +103,14 @@ def repair_ranking(ranking: Ranking, dropped: set[int], gained: Sequence[float],
     )
 
 
-def estimate_cost(mistake: Mistake, rankings: dict[int, Ranking]) -> float:
-    """Estimate the AP, from 0 to 1, that repairing a mistake would give."""
+def estimate_cost(mistake: Mistake, rankings: dict[int, Ranking], aps: dict[int, float]) -> float:
+    """Estimate the AP, from 0 to 1, that repairing a mistake would give.
+
+    Args:
+        mistake: The mistake.
+        rankings: Detections by category.
+        aps: AP by category, as it is.
+    """
     repair = mistake.repair
     dropped = {d.id for d in (*repair.removed, *(d for d, _ in repair.replaced))}
     gained, ignored = defaultdict(list), defaultdict(set)
@@ -113,15 +119,11 @@ def estimate_cost(mistake: Mistake, rankings: dict[int, Ranking]) -> float:
     for instance in repair.ignored:
         ignored[instance.category_id].add(instance.id)
     categories = {item.category_id for item in (*mistake.instances, *mistake.detections)}
-    num_categories = sum(ranking.num_instances > 0 for ranking in rankings.values())
-    gain = 0.0
-    for category_id in categories:
-        ranking = rankings.get(category_id)
-        if ranking is not None and ranking.num_instances:
-            before = compute_ap(ranking.scores, ranking.correct, ranking.counted, ranking.num_instances)
-            after = repair_ranking(ranking, dropped, gained[category_id], ignored[category_id])
-            gain += after - before
-    return max(gain, 0.0) / max(num_categories, 1)
+    gain = sum(
+        repair_ranking(rankings[category_id], dropped, gained[category_id], ignored[category_id]) - aps[category_id]
+        for category_id in categories & aps.keys()
+    )
+    return max(gain, 0.0) / max(len(aps), 1)
 
 
 def sort_by_cost(mistakes: Sequence[Mistake], evaluation: COCOeval) -> list[tuple[float, Mistake]]:
@@ -131,6 +133,7 @@ def sort_by_cost(mistakes: Sequence[Mistake], evaluation: COCOeval) -> list[tupl
         mistakes: The mistakes.
         evaluation: Evaluation of all detections with one size.
     """
-    rankings = read_rankings(evaluation)
-    costs = [(estimate_cost(mistake, rankings), mistake) for mistake in mistakes]
+    rankings = {c: ranking for c, ranking in read_rankings(evaluation).items() if ranking.num_instances}
+    aps = {c: compute_ap(r.scores, r.correct, r.counted, r.num_instances) for c, r in rankings.items()}
+    costs = [(estimate_cost(mistake, rankings, aps), mistake) for mistake in mistakes]
     return sorted(costs, key=lambda pair: (-pair[0], -(pair[1].score or 0)))

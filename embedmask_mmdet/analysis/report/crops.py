@@ -52,6 +52,14 @@ def cut(array: np.ndarray, window: tuple[int, int, int, int], fill: int) -> np.n
     return out
 
 
+def decode(rle: dict) -> np.ndarray:
+    """Decode a mask, ``(h, w)`` uint8; one whose run lengths are broken is empty."""
+    try:
+        return mask_utils.decode(rle)
+    except ValueError:
+        return np.zeros(rle['size'], np.uint8)
+
+
 def draw_outlines(
     picture: np.ndarray,
     rles: Sequence[dict],
@@ -69,7 +77,7 @@ def draw_outlines(
         width: Width of the lines in pixels.
     """
     for rle in rles:
-        mask = cut(mask_utils.decode(rle), window, 0)
+        mask = cut(decode(rle), window, 0)
         # Outlines of the enlarged mask, so that they do not have the steps of its pixels.
         mask = cv2.resize(mask * 255, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR) > 127
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)

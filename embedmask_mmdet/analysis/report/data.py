@@ -15,6 +15,8 @@ from pycocotools import mask as mask_utils
 
 from embedmask_mmdet.errors import InputError
 
+COCO_URL = 'http://images.cocodataset.org/'
+
 
 @dataclass(frozen=True, eq=False)
 class Instance:
@@ -84,7 +86,10 @@ class Labels:
 
     def image_name(self, image_id: int) -> str:
         """Return the file name of an image."""
-        return str(self.images.get(image_id, {}).get('file_name', f'image {image_id}'))
+        image = self.images.get(image_id, {})
+        # LVIS has addresses in place of names.
+        url = str(image.get('coco_url', f'image {image_id}')).removeprefix(COCO_URL)
+        return str(image.get('file_name', url))
 
     def by_image(self) -> dict[int, list[Instance]]:
         """Return the instances of each image that has some."""
@@ -99,23 +104,38 @@ def group_by_image(items: Iterable) -> dict[int, list]:
     return groups
 
 
+def encode_polygons(polygons: list, height: int, width: int) -> dict:
+    """Convert polygons ``[[x, y, x, y, ...], ...]`` to one compressed RLE.
+
+    Raises:
+        ValueError: If a polygon has too few points or other than finite numbers.
+    """
+    arrays = [np.asarray(polygon, dtype=float).ravel() for polygon in polygons]
+    if not arrays or any(len(array) < 6 or len(array) % 2 for array in arrays):
+        raise ValueError('it has a polygon of fewer than 3 points')
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError('it has coordinates that are not finite')
+    return mask_utils.merge(mask_utils.frPyObjects([array.tolist() for array in arrays], height, width))
+
+
 def encode_segmentation(segmentation: object, height: int, width: int) -> dict:
     """Convert polygons or run lengths to one compressed RLE.
 
     Raises:
-        ValueError: If it is neither, or has other than finite numbers.
+        ValueError: If it is neither, or does not fit the image.
     """
-    if isinstance(segmentation, dict):
-        counts = segmentation['counts']
-        return mask_utils.frPyObjects(segmentation, height, width) if isinstance(counts, list) else dict(segmentation)
-    if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError('no polygon')
-    polygons = [np.asarray(polygon, dtype=float).ravel() for polygon in segmentation]
-    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
-        raise ValueError('a polygon has fewer than 3 points')
-    if not all(np.isfinite(polygon).all() for polygon in polygons):
-        raise ValueError('a polygon has coordinates that are not finite')
-    return mask_utils.merge(mask_utils.frPyObjects([polygon.tolist() for polygon in polygons], height, width))
+    if not segmentation or not isinstance(segmentation, (list, dict)):
+        raise ValueError('it has no segmentation')
+    if isinstance(segmentation, list):
+        return encode_polygons(segmentation, height, width)
+    counts, size = segmentation['counts'], list(segmentation['size'])
+    if size != [height, width]:
+        raise ValueError(f'its mask is {size[0]} high and {size[1]} wide, the image {height} and {width}')
+    if not isinstance(counts, list):
+        return dict(segmentation)
+    if sum(counts) != height * width:
+        raise ValueError('its run lengths do not add up to the size of the image')
+    return mask_utils.frPyObjects(segmentation, height, width)
 
 
 def is_box(bbox: object) -> bool:
@@ -133,11 +153,17 @@ def read_instance(annotation: dict, number: int, images: dict[int, dict]) -> Ins
     if image is None:
         return Unreadable(label_id, image_id, f'the file has no image {image_id}')
     try:
-        rle = encode_segmentation(annotation.get('segmentation'), int(image['height']), int(image['width']))
+        height, width = int(image['height']), int(image['width'])
+    except (KeyError, TypeError, ValueError):
+        return Unreadable(label_id, image_id, 'the entry of its image has no height or width')
+    try:
+        rle = encode_segmentation(annotation.get('segmentation'), height, width)
         pixels = float(mask_utils.area(rle))
         around = mask_utils.toBbox(rle).tolist()
-    except Exception as error:  # pycocotools raises plain Exception
-        return Unreadable(label_id, image_id, f'its mask cannot be read ({error})')
+    except ValueError as error:
+        return Unreadable(label_id, image_id, str(error))
+    except Exception as error:  # pycocotools raises plain exceptions
+        return Unreadable(label_id, image_id, f'its mask cannot be read: {error!r}')
     if pixels == 0:
         return Unreadable(label_id, image_id, 'its mask is empty')
     bbox, area = annotation.get('bbox'), annotation.get('area')
@@ -181,18 +207,25 @@ def read_labels(ann_file: str, image_folder: str, classes: Iterable[str] | None 
     content = read_json(ann_file)
     if not isinstance(content, dict) or not isinstance(content.get('images'), list):
         raise InputError(f'{ann_file} has no list "images". The report needs annotations in COCO\'s format.')
-    images = {image['id']: image for image in content['images'] if 'id' in image}
-    categories = [category for category in content.get('categories') or [] if 'id' in category]
-    names = {category['id']: str(category.get('name', category['id'])) for category in categories}
-    if classes is not None:
-        names = {category_id: name for category_id, name in names.items() if name in set(classes)}
-    labels = Labels(str(ann_file), str(image_folder), images, names)
+    images = {image['id']: image for image in list_entries(content, 'images')}
+    names = {entry['id']: str(entry.get('name', entry['id'])) for entry in list_entries(content, 'categories')}
+    wanted = set(names.values()) if classes is None else set(classes)
+    kept = {category_id: name for category_id, name in names.items() if name in wanted}
+    labels = Labels(str(ann_file), str(image_folder), images, kept)
     for number, annotation in enumerate(content.get('annotations') or [], start=1):
-        if annotation.get('category_id') not in names:
-            continue
-        instance = read_instance(annotation, number, images)
-        (labels.instances if isinstance(instance, Instance) else labels.unreadable).append(instance)
+        category_id = annotation.get('category_id')
+        if category_id not in names:
+            reason = f'the file has no category {category_id!r}'
+            labels.unreadable.append(Unreadable(annotation.get('id'), annotation.get('image_id'), reason))
+        elif category_id in kept:
+            instance = read_instance(annotation, number, images)
+            (labels.instances if isinstance(instance, Instance) else labels.unreadable).append(instance)
     return labels
+
+
+def list_entries(content: dict, key: str) -> list[dict]:
+    """Return the entries of a list that have an id."""
+    return [entry for entry in content.get(key) or [] if isinstance(entry, dict) and 'id' in entry]
 
 
 def walk_datasets(dataset: dict) -> Iterator[dict]:
@@ -220,7 +253,7 @@ def read_dataloader(cfg: Config, key: str) -> list[Labels]:
     labels = []
     for dataset_cfg in walk_datasets(cfg[key].dataset):
         dataset = DATASETS.build({**dataset_cfg, 'lazy_init': True})
-        folder = dataset.data_prefix.get('img', dataset.data_prefix.get('img_path', ''))
+        folder = dataset.data_prefix.get('img', '')
         labels.append(read_labels(dataset.ann_file, folder, dataset.metainfo.get('classes')))
     return labels
 

@@ -163,30 +163,38 @@ def match(iou: np.ndarray) -> dict[int, int]:
     iou, matches = iou.copy(), {}
     for d in range(len(iou)):
         if iou.shape[1] and iou[d].max() >= FOUND_IOU:
-            matches[d] = int(iou[d].argmax())
+            # The last of equal ones, as in COCO's evaluation.
+            matches[d] = int(np.flatnonzero(iou[d] == iou[d].max())[-1])
             iou[:, matches[d]] = 0
     return matches
+
+
+def find_own(scene: Scene, d: int) -> int | None:
+    """Return the instance that a detection is matched to or, if there is none, the one that it fits best."""
+    best = int(scene.iou[d].argmax()) if scene.instances else None
+    fits = best is not None and scene.iou[d, best] >= FOUND_IOU
+    return scene.matches.get(d, best if fits else None)
 
 
 def find_merged(scene: Scene) -> list[Mistake]:
     """Find detections of several instances at once. Repair: give them one mask, do not count the other instances."""
     mistakes = []
     for d in sorted(scene.free_detections | scene.coarse):
-        covered = np.flatnonzero((scene.covered[d] >= COVERED) | (scene.iou[d] >= FOUND_IOU)).tolist()
-        own = scene.matches.get(d, max(covered, key=lambda i: scene.iou[d, i], default=None))
+        own = find_own(scene, d)
+        parts = np.flatnonzero((scene.covered[d] >= COVERED) & (scene.inside[d] >= PART)).tolist()
+        about = sorted({*parts, own} - {None})
         # What it fits well is not lost in it: this may be a second label of the same object.
-        free = [i for i in covered if i in scene.free_instances and i != own]
-        lost = [i for i in free if scene.iou[d, i] < FOUND_IOU and scene.inside[d, i] >= PART]
-        if not lost:
+        lost = [i for i in parts if i in scene.free_instances and i != own and scene.iou[d, i] <= FOUND_IOU]
+        if len(about) < 2 or not lost:
             continue
         # An instance that another detection found already needs no second one.
         is_open = scene.matches.get(d) == own or own in scene.free_instances
-        head = own if is_open else lost[0]
+        head = own if own is not None and is_open else max(lost, key=lambda i: scene.iou[d, i])
         repair = Repair(
             replaced=((scene.detections[d], scene.instances[head]),),
             ignored=tuple(scene.instances[i] for i in lost if i != head),
         )
-        mistakes.append(scene.explain('merged', [own, *lost], [d], repair))
+        mistakes.append(scene.explain('merged', about, [d], repair))
     return mistakes
 
 

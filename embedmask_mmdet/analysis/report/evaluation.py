@@ -14,6 +14,7 @@ from embedmask_mmdet.analysis.report.data import Detection, Instance, Labels
 from embedmask_mmdet.analysis.report.errors import KINDS, Mistake, Repair
 
 MAX_DETECTIONS = 100  # per image and class, as in COCO's AP
+NO_SIZE = dict(height=0, width=0)  # pycocotools looks at sizes of images, although masks have their own
 ALL_SIZES = {'all': (0, 1e10)}
 # COCO's sizes, in pixels of the original image.
 SIZES = {**ALL_SIZES, 'small': (0, 32**2), 'medium': (32**2, 96**2), 'large': (96**2, 1e10)}
@@ -23,7 +24,7 @@ def make_coco(labels: Labels, annotations: Iterable[dict]) -> COCO:
     """Make pycocotools' object of annotations or detections of all images."""
     coco = COCO()
     coco.dataset = dict(
-        images=list(labels.images.values()),
+        images=[{**NO_SIZE, **image} for image in labels.images.values()],
         categories=[dict(id=category_id, name=name) for category_id, name in labels.names.items()],
         annotations=list(annotations),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -281,7 +282,7 @@ def detect(cfg: Config, checkpoint: str, labels: Labels) -> object:
     Returns:
         Masks in COCO's format for results.
     """
-    cfg = cfg.copy()
+    cfg = copy.deepcopy(cfg)
     cfg.val_dataloader = cfg.test_dataloader
     with tempfile.TemporaryDirectory() as folder:
         return read_json(run_validation(cfg, labels.ann_file, checkpoint, folder))
@@ -310,13 +311,17 @@ def write_model_page(
     labels, *others = read_dataloader(cfg, 'test_dataloader')
     if others:
         raise InputError('test_dataloader has several data sets. Give a config with one of them.')
+    if not labels.names:
+        raise InputError(f'{labels.ann_file} has none of the classes of test_dataloader. Correct metainfo.classes.')
     content = read_json(results) if results else detect(cfg, checkpoint, labels)
     analysis = analyze(labels, read_detections(content, labels))
     name = Path(cfg.filename).name if cfg.filename else 'config'
+    has_boxes = any('bbox' in result for result in content)
     paths = {
         'model': f'{cfg.model.type}, {cfg.filename or ""}',
         'checkpoint': checkpoint or '',
         'detections': str(results or ''),
+        'boxes': '' if has_boxes else 'around the masks, as the detections have none',
         'data': f'{labels.ann_file}, images in {labels.image_folder or "."}',
     }
     write_page(out, make_model_page(f'Report on {name}', analysis, paths, num_crops))
