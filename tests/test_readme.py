@@ -88,6 +88,7 @@ RULES = {
     'tools/model_converters/embedmask_to_mmdet.py': Rule(says='wrote', rewrites='models/embedmask_r50.pth'),
     'tools/dataset_converters/coco2014.py': Rule(says='valminusminival', rewrites='data/coco/annotations/*minival*'),
     'tools/analysis_tools/score_thresholds.py': Rule(says='written to'),
+    'tools/analysis_tools/report.py': Rule(says='written to'),
     'tools/analysis_tools/benchmark.py': Rule(
         says='backbone', options='--images 2 --warmup 0 --threads 1', slow='--against'
     ),

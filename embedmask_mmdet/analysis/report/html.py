@@ -31,6 +31,7 @@ th { font-weight: 600; color: var(--soft); font-size: 14px; vertical-align: bott
 td.number, th.number { text-align: right; white-space: nowrap; }
 td.cell { text-align: center; min-width: 48px; padding: 4px 6px; }
 td.name { overflow-wrap: break-word; }
+.costs td:first-child { white-space: nowrap; }
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 8px; margin: 12px 0; }
 .fact { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px; }
 .fact b { display: block; font-size: 22px; line-height: 1.2; }
@@ -52,6 +53,7 @@ details { margin: 8px 0; } summary { cursor: pointer; color: #1a5fb4; }
 @media (max-width: 600px) {
   body { font-size: 15px; } main { padding: 12px 10px 40px; } section { padding: 12px; }
   h1 { font-size: 21px; } .track { width: 70px; } th, td { padding-right: 8px; }
+  .costs th:last-child, .costs td:last-child { display: none; }
 }
 """
 

@@ -234,7 +234,8 @@ def show_costs(analysis: Analysis) -> Html:
         'recommended threshold are looked at.',
         class_='lead',
     )
-    return section('What costs AP', lead, table(['kind', 'count', 'AP gained', '', 'what it means'], rows), note)
+    titles = ['kind', 'count', 'AP gained', '', 'what it means']
+    return section('What costs AP', lead, element('div', table(titles, rows), class_='costs'), note)
 
 
 def show_mistakes(analysis: Analysis, gallery: Gallery) -> Html:
