@@ -77,6 +77,11 @@ EXAMPLES = {
     'split': ([truth(BOTH)], [found(LEFT, score=0.8), found(RIGHT)], ['split']),
     'split, although a piece fits': ([truth(BOTH)], [found((10, 10, 25, 20)), found((35, 10, 15, 20))], ['split']),
     'split into classes': ([truth(BOTH)], [found(LEFT), found(RIGHT, cat=DOG)], ['split']),
+    'a piece that is another instance': (
+        [truth(BOTH), truth(RIGHT, cat=DOG)],
+        [found(LEFT), found(RIGHT, score=0.8)],
+        ['coarse outline', 'wrong class'],
+    ),
     'wrong class': ([truth(LEFT)], [found(LEFT, cat=DOG)], ['wrong class']),
     'duplicate': ([truth(LEFT)], [found(LEFT), found(LEFT, score=0.8)], ['duplicate']),
     'duplicate of another class': ([truth(LEFT)], [found(LEFT), found(LEFT, cat=DOG)], ['duplicate']),
@@ -213,7 +218,7 @@ def test_confusions_are_counted():
     labels, detections = scene_of_all_kinds()
     outcome = compare(labels.instances, detections, {CAT: 0.3, DOG: 0.3})
     counts = statistics.count_confusions(outcome)
-    assert counts[CAT, DOG] == 1 and counts[DOG, CAT] == 0 and counts[DOG, DOG] == 1
+    assert counts[CAT, DOG] == 1 and counts[DOG, CAT] == 1 and counts[DOG, DOG] == 1
     assert counts[CAT, CAT] == sum(instance.category_id == CAT for instance, *_ in outcome.matches)
     per_class = evaluation.count_instances(labels)
     for category_id in labels.names:
@@ -302,7 +307,7 @@ def test_swapped_classes_are_suspected_both():
 
 def test_unsure_detections_suspect_no_label():
     instances, detections = grid_of_objects()
-    detections.append(found((40, 0, 12, 10), id=200, image=5, score=0.7))
+    detections.append(found((40, 0, 12, 10), id=200, image=5, score=0.8))
     assert suspect(instances, detections) == {}
 
 
@@ -429,6 +434,9 @@ def test_what_cannot_be_used_is_listed(tmp_path):
             dict(good, id=8, segmentation=dict(size=[20, 30], counts=[5, 5])),
             dict(good, id=9, category_id='1'),
             dict(good, id=10, category_id=2),
+            dict(good, id=12, category_id=[1]),
+            dict(good, id=13, image_id=None),
+            'a label',
             dict(good, id=11, segmentation=[[40, 40, 50, 40, 50, 50]]),
         ],
     )
@@ -445,6 +453,9 @@ def test_what_cannot_be_used_is_listed(tmp_path):
         8: 'its run lengths do not add up to the size of the image',
         9: "the file has no category '1'",
         11: 'its mask is empty',
+        12: 'the file has no category [1]',
+        13: 'the file has no image None',
+        None: "the entry is 'a label'",
     }
 
 
@@ -507,9 +518,12 @@ def test_tool_shows_data_without_a_checkpoint(folder):
     assert 'Training data: suspicious labels' in text and 'Validation data' not in text
 
 
-def test_findings_of_checks_are_on_the_page_of_the_data(folder):
+@pytest.mark.parametrize('ann_file', ['annotations.json', 'not_there.json'])
+def test_findings_of_checks_are_on_the_page_of_the_data(folder, ann_file):
     findings = [SimpleNamespace(severity='error', message='label 3 has <no> mask')]
-    write_data_page(Config.fromfile(folder / 'tiny.py'), folder / 'findings.html', findings)
+    cfg = Config.fromfile(folder / 'tiny.py')
+    cfg.train_dataloader.dataset.ann_file = ann_file
+    write_data_page(cfg, folder / 'findings.html', findings)
     page = (folder / 'findings.html').read_text()
     assert check_page(page).text.count('label 3 has <no> mask') == 1
     assert '<td class="error">error</td>' in page

@@ -146,12 +146,25 @@ def is_box(bbox: object) -> bool:
         return False
 
 
-def read_instance(annotation: dict, number: int, images: dict[int, dict]) -> Instance | Unreadable:
-    """Read one annotation; what cannot be used comes back with the reason."""
-    label_id, image_id = annotation.get('id'), annotation.get('image_id')
-    image = images.get(image_id)
-    if image is None:
-        return Unreadable(label_id, image_id, f'the file has no image {image_id}')
+def read_instance(
+    annotation: object, number: int, images: dict[int, dict], names: dict[int, str]
+) -> Instance | Unreadable:
+    """Read one annotation; what cannot be used comes back with the reason.
+
+    Args:
+        annotation: The entry of the file.
+        number: The id that the instance gets.
+        images: Entries of the images by id.
+        names: Names of all categories by id.
+    """
+    if not isinstance(annotation, dict):
+        return Unreadable(None, None, f'the entry is {annotation!r}')
+    label_id, image_id, category_id = (annotation.get(key) for key in ('id', 'image_id', 'category_id'))
+    if not is_id(image_id) or image_id not in images:
+        return Unreadable(label_id, None, f'the file has no image {image_id!r}')
+    if not is_id(category_id) or category_id not in names:
+        return Unreadable(label_id, image_id, f'the file has no category {category_id!r}')
+    image = images[image_id]
     try:
         height, width = int(image['height']), int(image['width'])
     except (KeyError, TypeError, ValueError):
@@ -171,7 +184,7 @@ def read_instance(annotation: dict, number: int, images: dict[int, dict]) -> Ins
         id=number,
         label_id=label_id,
         image_id=image_id,
-        category_id=annotation['category_id'],
+        category_id=category_id,
         rle=rle,
         bbox=tuple(map(float, bbox if is_box(bbox) else around)),
         area=float(area) if isinstance(area, (int, float)) else pixels,
@@ -213,19 +226,22 @@ def read_labels(ann_file: str, image_folder: str, classes: Iterable[str] | None 
     kept = {category_id: name for category_id, name in names.items() if name in wanted}
     labels = Labels(str(ann_file), str(image_folder), images, kept)
     for number, annotation in enumerate(content.get('annotations') or [], start=1):
-        category_id = annotation.get('category_id')
-        if category_id not in names:
-            reason = f'the file has no category {category_id!r}'
-            labels.unreadable.append(Unreadable(annotation.get('id'), annotation.get('image_id'), reason))
-        elif category_id in kept:
-            instance = read_instance(annotation, number, images)
-            (labels.instances if isinstance(instance, Instance) else labels.unreadable).append(instance)
+        instance = read_instance(annotation, number, images, names)
+        if isinstance(instance, Unreadable):
+            labels.unreadable.append(instance)
+        elif instance.category_id in kept:
+            labels.instances.append(instance)
     return labels
 
 
 def list_entries(content: dict, key: str) -> list[dict]:
     """Return the entries of a list that have an id."""
-    return [entry for entry in content.get(key) or [] if isinstance(entry, dict) and 'id' in entry]
+    return [entry for entry in content.get(key) or [] if isinstance(entry, dict) and is_id(entry.get('id'))]
+
+
+def is_id(value: object) -> bool:
+    """Return whether something can be the id of an image, a category or an annotation."""
+    return isinstance(value, (int, str))
 
 
 def walk_datasets(dataset: dict) -> Iterator[dict]:

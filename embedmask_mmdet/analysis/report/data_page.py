@@ -54,7 +54,7 @@ def show_unreadable(labels: Labels) -> Html:
     if not labels.unreadable:
         return Html('')
     rows = [
-        [str(each.label_id), labels.image_name(each.image_id), each.reason]
+        [str(each.label_id), '-' if each.image_id is None else labels.image_name(each.image_id), each.reason]
         for each in labels.unreadable[:MAX_UNREADABLE]
     ]
     head = element('h3', f'Annotations that cannot be used ({len(labels.unreadable):,})')
@@ -139,7 +139,12 @@ def write_data_page(cfg: Config, out: str | Path, findings: Sequence[Finding] = 
     if findings:
         sections.append(show_findings(findings))
         titles.append('Problems')
-    data_sets = name_data_sets(cfg)
+    try:
+        data_sets = name_data_sets(cfg)
+    except InputError:
+        if not findings:
+            raise
+        data_sets = []  # the findings say what is wrong with them
     for title, labels in data_sets:
         sections.append(show_labels(title, labels))
         titles.append(title)
