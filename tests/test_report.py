@@ -311,6 +311,18 @@ def test_unsure_detections_suspect_no_label():
     assert suspect(instances, detections) == {}
 
 
+def test_a_missing_label_is_shown_once_and_before_bad_masks():
+    instances, detections = grid_of_objects()
+    missing, bad_mask = (40, 0, 12, 10), (76, 38, 22, 20)  # the latter has IoU 0.26 with a label
+    detections += [
+        found(bad_mask, id=200, image=5, score=0.94),
+        found(missing, id=201, image=6, score=0.9),
+        found(missing, id=202, image=6, score=0.92, cat=DOG),
+    ]
+    found_by_model = analyze(make_labels(instances, 20), detections).suspicions
+    assert [suspicion.detections[0].id for suspicion in found_by_model] == [202, 200]
+
+
 # The page
 
 
@@ -570,7 +582,8 @@ def test_errors_are_one_line(folder, args, message):
 
 def test_pictures_show_the_image_and_the_outlines(tmp_path):
     cv2.imwrite(str(tmp_path / 'a.png'), np.full((HEIGHT, WIDTH, 3), (200, 60, 60), np.uint8))
-    uri = crops.draw_comparison(str(tmp_path / 'a.png'), [truth(LEFT)], [found(RIGHT)], [], [])
+    near = [truth((10, 32, 20, 6))]
+    uri = crops.draw_comparison(str(tmp_path / 'a.png'), [truth(LEFT)], [found(RIGHT)], near, [])
     picture = cv2.imdecode(np.frombuffer(base64.b64decode(uri.split(',')[1]), np.uint8), cv2.IMREAD_COLOR)
     height, width = picture.shape[:2]
     assert width == 2 * height + crops.GAP
@@ -581,4 +594,5 @@ def test_pictures_show_the_image_and_the_outlines(tmp_path):
 
     assert count(left, crops.TRUTH_COLOR) > 50 and count(left, crops.PREDICTION_COLOR) == 0
     assert count(right, crops.PREDICTION_COLOR) > 50 and count(right, crops.TRUTH_COLOR) == 0
+    assert count(left, crops.OTHER_COLOR) > 20 and count(right, crops.OTHER_COLOR) == 0
     assert count(left, (200, 60, 60)) > 0.7 * height**2

@@ -10,7 +10,7 @@ import numpy as np
 from embedmask_mmdet.analysis.report.html import Html
 
 WIDTH, HEIGHT = 330, 210
-LEFT, RIGHT, TOP, BOTTOM = 38, 10, 26, 34
+LEFT, RIGHT, TOP, BOTTOM = 38, 16, 26, 34
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 MAX_POINTS = 120
 HALO = dict(fill='#1d2330', stroke='#fff', stroke_width='3', paint_order='stroke')

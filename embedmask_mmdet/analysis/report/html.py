@@ -39,7 +39,7 @@ td.name { overflow-wrap: break-word; }
 .paths { color: var(--soft); font-size: 14px; overflow-wrap: anywhere; }
 .grid { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(min(268px, 100%), 1fr)); }
 .grid.charts { grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr)); }
-figure { margin: 0; }
+figure { margin: 0; } .grid + .scroll { margin-top: 14px; }
 figure img { display: block; width: 100%; max-width: 356px; height: auto; border-radius: 4px; background: #ccc; }
 figcaption { font-size: 13px; line-height: 1.35; color: var(--soft); margin-top: 4px; overflow-wrap: anywhere; }
 figcaption b { color: var(--ink); font-weight: 600; }

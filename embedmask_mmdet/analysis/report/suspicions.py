@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from embedmask_mmdet.analysis.report.data import Detection, Instance, Labels, group_by_image
-from embedmask_mmdet.analysis.report.errors import TOUCH_IOU, Outcome
+from embedmask_mmdet.analysis.report.errors import FOUND_IOU, TOUCH_IOU, Mistake, Outcome
 
 DUPLICATE_IOU = 0.8  # of the masks of two labels of the same object
 INSIDE = 0.9  # share of a label inside another one
@@ -151,18 +151,36 @@ def suspect_by_model(
     confident = find_confident_scores(outcome, thresholds)
     found = []
     for mistake in outcome.mistakes:
-        if mistake.kind not in MISTAKES:
-            continue
         sure = all(d.score >= confident[d.category_id] for d in mistake.detections)
         # A mask that fits says by itself that something is there.
-        if sure or mistake.kind == 'wrong class':
-            about = mistake.image_id, mistake.instances, mistake.detections
-            scores = [detection.score for detection in mistake.detections]
-            note = f'score {", ".join(f"{score:.2f}" for score in scores)}'
-            found.append(Suspicion(MISTAKES[mistake.kind], *about, note, min(scores)))
+        if mistake.kind in MISTAKES and (sure or mistake.kind == 'wrong class'):
+            found.append(suspect_mistake(mistake))
     missed = [mistake.instances[0] for mistake in outcome.mistakes if mistake.kind == 'missed']
     found.extend(suspect_untouched(missed, detections))
-    return sorted(found, key=lambda suspicion: -suspicion.weight)
+    return drop_repeated(sorted(found, key=lambda suspicion: -suspicion.weight))
+
+
+def suspect_mistake(mistake: Mistake) -> Suspicion:
+    """Turn a mistake of the model into one of the labels."""
+    scores = [detection.score for detection in mistake.detections]
+    note = f'score {", ".join(f"{score:.2f}" for score in scores)}'
+    # What overlaps a label is more often a bad mask of it than something without a label.
+    weight = min(scores) * (1 - mistake.iou if mistake.kind == 'invented' else 1)
+    return Suspicion(MISTAKES[mistake.kind], mistake.image_id, mistake.instances, mistake.detections, note, weight)
+
+
+def drop_repeated(suspicions: Sequence[Suspicion]) -> list[Suspicion]:
+    """Keep the first of several missing labels at one place: a model can find an object as several classes."""
+    kept: list[Suspicion] = []
+    places: dict[int, list[dict]] = defaultdict(list)
+    for suspicion in suspicions:
+        if suspicion.kind == MISTAKES['invented']:
+            rle, before = suspicion.detections[0].rle, places[suspicion.image_id]
+            if before and mask_utils.iou([rle], before, [0] * len(before)).max() >= FOUND_IOU:
+                continue
+            before.append(rle)
+        kept.append(suspicion)
+    return kept
 
 
 def suspect_untouched(instances: Sequence[Instance], detections: Sequence[Detection]) -> Iterator[Suspicion]:
