@@ -14,10 +14,11 @@ from mmengine.config import Config
 from pycocotools import mask as mask_utils
 
 from embedmask_mmdet.analysis.report import charts, costs, crops, evaluation, statistics, suspicions
+from embedmask_mmdet.analysis.report.analysis import analyze
 from embedmask_mmdet.analysis.report.data import Detection, Instance, Labels, read_detections, read_labels
 from embedmask_mmdet.analysis.report.data_page import write_data_page
 from embedmask_mmdet.analysis.report.errors import KINDS, compare
-from embedmask_mmdet.analysis.report.model_page import analyze, make_model_page
+from embedmask_mmdet.analysis.report.model_page import make_model_page
 from embedmask_mmdet.errors import InputError
 from tests.builders import CLASSES, ROOT, tiny_cfg, tiny_detector, write_tiny_coco
 from tests.scripts import run_script
