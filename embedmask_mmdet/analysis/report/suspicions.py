@@ -29,7 +29,7 @@ KINDS = {
 }
 MODEL_KINDS = {
     'probably a missing label': 'The model is confident that something is there, and no label is.',
-    'probably a wrong class': 'The model is confident of the mask, but gives it another class than the label.',
+    'probably a wrong class': 'A mask of the model fits the label, but has another class; confident ones are first.',
     'probably several objects in one label': 'The model is confident of several objects where one label is.',
     'probably one object in several labels': 'The model is confident of one object where several labels are.',
     'label of nothing?': 'No detection, not even one with a low score, touches this label.',
