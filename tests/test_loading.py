@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from mmdet.apis import init_detector
+from mmdet.apis import DetInferencer, init_detector
 from mmdet.registry import MODELS
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
@@ -95,6 +95,9 @@ def test_training_may_start_from_weights_with_another_meaning(trained, setting):
     cfg, path = trained
     runner = load(change(cfg, setting), path, 'train')
     expected = torch.load(path, weights_only=True)['state_dict']
+    if setting == 'bbox_head.norm_on_bbox':  # distances in cells, or their logarithms
+        names = [name for name in expected if not name.startswith(('bbox_head.conv_reg', 'bbox_head.scales'))]
+        expected = {name: expected[name] for name in names}
     assert largest_difference(expected, runner.model.state_dict()) == 0
     # What is trained from now on means what this config says.
     assert runner.model.state_dict()._metadata[''][META_KEY][setting] == CHANGES[setting]
@@ -152,6 +155,51 @@ def test_weights_saved_by_several_processes_load(trained, tmp_path):
     wrapped = edit_checkpoint(path, tmp_path / 'wrapped.pth', add_prefix)
     runner = load(cfg, wrapped, 'test')
     assert largest_difference(torch.load(path, weights_only=True)['state_dict'], runner.model.state_dict()) == 0
+
+
+def with_num_classes(cfg, num_classes):
+    cfg = copy.deepcopy(cfg)
+    cfg.model.bbox_head.num_classes = num_classes
+    return cfg
+
+
+OTHER_CLASSES = r'was trained on 2 classes: disc, rectangle; this config has 3, so its bbox_head\.conv_cls\.weight'
+
+
+@pytest.mark.parametrize('how', ['test', 'resume'])
+def test_other_number_of_classes_is_refused(trained, how):
+    cfg, path = trained
+    with pytest.raises(InputError, match=rf'epoch_1\.pth {OTHER_CLASSES}'):
+        load(with_num_classes(cfg, 3), path, how)
+
+
+def test_other_number_of_classes_is_refused_by_inference(trained):
+    cfg, path = trained
+    with pytest.raises(InputError, match=rf'the checkpoint {OTHER_CLASSES}.*num_classes=2 '):
+        init_detector(with_num_classes(cfg, 3), str(path), device='cpu')
+    with pytest.raises(InputError, match=rf'the checkpoint {OTHER_CLASSES}'):
+        DetInferencer(with_num_classes(cfg, 3), str(path), device='cpu')
+    model = MODELS.build(with_num_classes(cfg, 3).model)
+    weights = torch.load(path, weights_only=True)['state_dict']
+    with pytest.raises(InputError, match='the checkpoint was trained on 2 classes; this config has 3'):
+        model.load_state_dict(weights, strict=False)
+
+
+def test_training_may_start_from_other_classes(trained):
+    cfg, path = trained
+    runner = load(with_num_classes(cfg, 3), path, 'train')
+    expected = torch.load(path, weights_only=True)['state_dict']
+    expected = {name: weight for name, weight in expected.items() if 'conv_cls' not in name}
+    assert largest_difference(expected, runner.model.state_dict()) == 0
+
+
+def test_weights_of_another_size_are_refused(trained):
+    cfg, path = trained
+    cfg = copy.deepcopy(cfg)
+    cfg.model.backbone.stem_channels = 4
+    message = r'this config: backbone\.conv1\.weight has the size \(8, 3, 7, 7\), here \(4, 3, 7, 7\)'
+    with pytest.raises(InputError, match=message):
+        load(cfg, path, 'test')
 
 
 @pytest.mark.parametrize('part', ['bbox_head', 'mask_head'])

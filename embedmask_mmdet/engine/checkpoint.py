@@ -20,7 +20,9 @@ from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import digit_version
 
+from embedmask_mmdet.engine.design import get_classes
 from embedmask_mmdet.errors import CheckpointError
+from embedmask_mmdet.models.weights import CLASSES_KEY
 
 HISTORY_METHODS = ('min', 'max', 'mean', 'current')
 SAFE_BY_DEFAULT = digit_version(torch.__version__) >= digit_version('2.6.0')
@@ -168,7 +170,16 @@ def load_from_local(filename: str, map_location: Any = None) -> Mapping:
             f'The file {path} holds no weights: neither it nor its "state_dict" is a dict with tensors. Choose '
             f'another file. {_list_alternatives(path)}'
         )
+    note_classes(checkpoint)
     return checkpoint
+
+
+def note_classes(checkpoint: Mapping) -> None:
+    """Write the names of a checkpoint's classes into the metadata of its weights, which is all that a model gets."""
+    classes = get_classes(checkpoint.get('meta') or {})
+    metadata = getattr(checkpoint.get('state_dict'), '_metadata', None)
+    if classes and metadata is not None:
+        metadata.setdefault('', {})[CLASSES_KEY] = classes
 
 
 allow_mmengine_checkpoints()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
 
+from embedmask_mmdet.engine.design import describe_model, get_classes, read_design
+from embedmask_mmdet.engine.transfer import describe_transfer, explain_other_inputs, transfer_weights
 from embedmask_mmdet.errors import InputError, name_some
 from embedmask_mmdet.models import EmbedMask
 from embedmask_mmdet.models.weights import META_KEY, OLD_NAMES, check_weights, rename_old_weights
@@ -17,7 +19,7 @@ def prepare_checkpoint(runner: Runner, model: EmbedMask, checkpoint: dict) -> No
     """Check a checkpoint, and change it in place so that the model can load it.
 
     To test or to resume, the weights must be complete and mean the same. To start training from them (``load_from``), a
-    part is enough, whatever it meant; the other weights begin anew.
+    part is enough, also of another detector such as FCOS; the other weights begin anew.
 
     Args:
         runner: That loads it.
@@ -37,9 +39,9 @@ def prepare_checkpoint(runner: Runner, model: EmbedMask, checkpoint: dict) -> No
     rename_old_weights(checkpoint.get('ema_state_dict', {}), prefix='module.')
     check_overlap(model, weights, runner._load_from)
     if runner._resume or not isinstance(runner._train_loop, BaseLoop):
-        check_complete(runner, model, weights)
+        check_complete(runner, model, weights, get_classes(checkpoint.get('meta') or {}))
     else:
-        complete_weights(runner, model, weights)
+        start_from(runner, model, checkpoint)
 
 
 def check_overlap(model: EmbedMask, weights: Mapping[str, Tensor], source: str) -> None:
@@ -60,19 +62,20 @@ def check_overlap(model: EmbedMask, weights: Mapping[str, Tensor], source: str) 
         )
 
 
-def check_complete(runner: Runner, model: EmbedMask, weights: Mapping[str, Tensor]) -> None:
-    """Refuse a checkpoint that lacks weights or whose weights mean something else.
+def check_complete(runner: Runner, model: EmbedMask, weights: Mapping[str, Tensor], classes: Sequence[str]) -> None:
+    """Refuse a checkpoint that lacks weights or whose weights have other sizes or mean something else.
 
     Args:
         runner: That loads it.
         model: To load into.
         weights: By name.
+        classes: That the weights were trained on; empty if they are unknown.
 
     Raises:
         InputError: If the weights do not belong to the model.
     """
     meaning = getattr(weights, '_metadata', {}).get('', {}).get(META_KEY, {})
-    check_weights(model, weights, meaning, runner._load_from)
+    check_weights(model, weights, meaning, runner._load_from, classes)
     missing = sorted(model.state_dict().keys() - weights.keys())
     if missing:
         raise InputError(
@@ -86,23 +89,24 @@ def check_complete(runner: Runner, model: EmbedMask, weights: Mapping[str, Tenso
         )
 
 
-def complete_weights(runner: Runner, model: EmbedMask, weights: MutableMapping[str, Tensor]) -> None:
-    """Add, in place, the model's own weights where a checkpoint to start training from has none.
+def start_from(runner: Runner, model: EmbedMask, checkpoint: dict[str, Any]) -> None:
+    """Replace, in place, the weights of a checkpoint by those that training starts from, and say which are taken.
 
     Args:
-        runner: That loads it.
+        runner: That trains the model.
         model: To load into.
-        weights: By name.
+        checkpoint: As MMEngine reads it.
     """
-    own = model.state_dict()
-    missing = sorted(own.keys() - weights.keys())
-    if missing:
-        runner.logger.info(
-            f'{runner._load_from} has {len(own) - len(missing)} of {len(own)} weights; these begin anew: '
-            f'{name_some(missing)}'
-        )
-    for name in missing:
-        weights[name] = own[name]
+    weights, own = checkpoint.get('state_dict', checkpoint), model.state_dict()
+    source = read_design(checkpoint)
+    target = describe_model(model, getattr(runner.train_dataloader.dataset, 'metainfo', {}).get('classes', ()))
+    weights_only = {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
+    transfer = transfer_weights(weights_only, own, source, target)
+    runner.logger.info(describe_transfer(transfer, runner._load_from, source))
+    if warning := explain_other_inputs(runner._load_from, source, target):
+        runner.logger.warning(warning)
+    weights.clear()
+    weights.update({**own, **transfer.taken})
     # Training adapts the weights to what this config makes of them.
     getattr(weights, '_metadata', {}).get('', {}).pop(META_KEY, None)
 
