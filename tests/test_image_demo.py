@@ -24,6 +24,7 @@ from embedmask_mmdet.analysis.thresholds import ScoreThreshold, save_thresholds
 from embedmask_mmdet.inference import EmbedMaskInferencer, drawing
 from embedmask_mmdet.inference.files import SkippedFiles
 from embedmask_mmdet.inference.inferencer import set_short_side
+from embedmask_mmdet.models.weights import CLASS_WEIGHT
 from tests.builders import CLASSES, COCO_CONFIG, tiny_cfg, tiny_detector
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -338,6 +339,7 @@ def other_checkpoint(folder, path, **changes):
         (['tiny.py', 'other.pth'], 'the checkpoint other.pth does not exist'),
         (['tiny.py', 'cut.pth'], 'cut.pth'),
         (['tiny.py', 'fewer.pth'], 'fewer.pth is not a checkpoint of'),
+        (['tiny.py', 'layer.pth'], 'layer.pth was trained on 3 classes; this config has 2'),
         (['tiny.py', 'classes.pth'], 'classes.pth has 3 classes (a, b, c), but the model of'),
         (['tiny.py', 'tiny.pth', '--out-dir', 'file'], 'file: File exists'),
         (['tiny.py', 'tiny.pth', '--out-dir', '.'], 'image.png would be overwritten by its picture'),
@@ -354,6 +356,7 @@ def test_errors_are_one_line(folder, run, tmp_path, args, message):
     (tmp_path / 'cut.pth').write_bytes((folder / 'tiny.pth').read_bytes()[:1000])
     weights = dict(list(tiny_detector().state_dict().items())[3:])
     other_checkpoint(folder, tmp_path / 'fewer.pth', state_dict=weights)
+    other_checkpoint(folder, tmp_path / 'layer.pth', state_dict={CLASS_WEIGHT: torch.zeros(3, 32, 3, 3)})
     other_checkpoint(folder, tmp_path / 'classes.pth', meta=dict(dataset_meta=dict(classes=('a', 'b', 'c'))))
     save_thresholds(tmp_path / 'others.json', dict(cat=ScoreThreshold(0.5, None, None, None, 0)))
     with pytest.raises(SystemExit) as end:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -181,6 +182,31 @@ def test_missing_weights_to_start_from_are_named_once(trained):
     error = error_of(run_tool('train.py', 'tiny.py', '--cfg-options', 'load_from=nowhere.pth', cwd=trained))
     assert error.count('does not exist') == 1
     assert 'The checkpoint nowhere.pth does not exist' in error
+
+
+def test_weights_that_cannot_be_downloaded_are_named(trained, monkeypatch):
+    def fail(*args, **kwargs):
+        raise URLError(OSError(-2, 'Name or service not known'))
+
+    monkeypatch.setattr('mmengine.runner.checkpoint.load_url', fail)
+    weights = 'open-mmlab://detectron/resnet50_caffe'
+    backbone = dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint=weights))
+    (trained / 'pretrained.py').write_text(f"_base_ = './tiny.py'\nmodel = dict(backbone={backbone})\n")
+    error = error_of(run_tool('train.py', 'pretrained.py', cwd=trained))
+    assert f'The pretrained weights {weights} of model.backbone cannot be loaded' in error
+    assert 'Name or service not known' in error
+    assert 'Download https://download.openmmlab.com/pretrain/third_party/resnet50_caffe-788b5fa3.pth elsewhere' in error
+    assert 'set model.backbone.init_cfg.checkpoint=FILE' in error
+    error = error_of(run_tool('train.py', 'tiny.py', '--cfg-options', 'load_from=https://a.b/c.pth', cwd=trained))
+    assert 'a checkpoint cannot be downloaded' in error and 'load_from' in error
+
+
+def test_other_number_of_classes_ends_with_one_line(trained):
+    checkpoint = trained / 'work_dirs' / 'tiny' / 'epoch_1.pth'
+    options = ('--cfg-options', 'model.bbox_head.num_classes=5')
+    message = r'was trained on 2 classes: disc, rectangle; this config has 5'
+    assert message in error_of(run_tool('test.py', 'tiny.py', checkpoint, *options, cwd=trained))
+    assert message in error_of(run_tool('train.py', 'tiny.py', '--resume', checkpoint, *options, cwd=trained))
 
 
 def test_dataset_without_images_is_explained(trained):

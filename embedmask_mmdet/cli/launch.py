@@ -14,6 +14,7 @@ from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
+from urllib.error import URLError
 
 import torch
 from torch import distributed
@@ -126,6 +127,11 @@ def run(tool: ModuleType, args: Namespace) -> None:
         fail(str(error))
     except FileNotFoundError as error:
         fail_missing(error)
+    except URLError as error:
+        fail(
+            f'a checkpoint cannot be downloaded ({error.reason}). Download it elsewhere, and name the file instead of '
+            'the URL, in load_from or on the command line.'
+        )
     except ValueError as error:
         # What MMEngine raises when it builds a dataset without images.
         if 'need at least one array to concatenate' not in str(error):

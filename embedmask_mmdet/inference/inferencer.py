@@ -17,7 +17,9 @@ from mmengine.dataset import Compose
 from torch import nn
 
 from embedmask_mmdet.analysis.thresholds import DEFAULT_THRESHOLD
+from embedmask_mmdet.engine.design import get_classes
 from embedmask_mmdet.errors import InputError, name_some
+from embedmask_mmdet.models.weights import check_classes
 
 FONT_IMAGE_SIZE = 640  # square root of the area, in pixels, for which the visualizer's fonts and lines are made
 COCO_ASPECT_RATIO = 1333 / 800  # of the sizes in MMDetection's COCO configs
@@ -114,6 +116,7 @@ class EmbedMaskInferencer(DetInferencer):
         weights = {
             key.removeprefix('module.'): value for key, value in checkpoint.get('state_dict', checkpoint).items()
         }
+        check_classes(model, weights, self.checkpoint_name, get_classes(checkpoint.get('meta') or {}))
         expected = model.state_dict()
         wrong = [key for key, value in weights.items() if key in expected and expected[key].shape != value.shape]
         # Loading, which may rename weights of older versions, knows best what is missing.

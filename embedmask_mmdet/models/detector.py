@@ -13,6 +13,7 @@ from mmdet.structures import DetDataSample, OptSampleList, SampleList
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from torch import Tensor
 
+from embedmask_mmdet.models.pretrained import explain_missing_downloads
 from embedmask_mmdet.models.proposals import ProposalMaps
 from embedmask_mmdet.models.weights import check_on_load, write_meaning
 
@@ -80,6 +81,15 @@ class EmbedMask(SingleStageInstanceSegmentor):
         self._check_heads()
         self._register_state_dict_hook(write_meaning)
         self._register_load_state_dict_pre_hook(check_on_load, with_module=True)
+
+    def init_weights(self) -> None:
+        """Initialize the weights.
+
+        Raises:
+            InputError: If pretrained weights cannot be downloaded.
+        """
+        with explain_missing_downloads(self):
+            super().init_weights()
 
     def _check_heads(self) -> None:
         if self.bbox_head.embed_dim != self.mask_head.embed_dim:

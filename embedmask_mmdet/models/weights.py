@@ -10,7 +10,7 @@ import operator
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedmask_mmdet.errors import InputError, name_some
 
@@ -73,10 +73,33 @@ def check_weights(
         InputError: If the weights do not belong to the model.
     """
     _check_embed_dim(model, state_dict, source)
-    _check_classes(model, state_dict, source, classes)
+    check_classes(model, state_dict, source, classes)
     _check_sizes(model, state_dict, source)
     _check_names(model, state_dict, source)
     _check_meaning(model, meaning, source)
+
+
+def check_classes(model: nn.Module, state_dict: Mapping[str, Tensor], source: str, classes: Sequence[str]) -> None:
+    """Refuse weights that were trained on another number of classes.
+
+    Args:
+        model: To load into.
+        state_dict: With the names of this version.
+        source: Path of the checkpoint, or other words for it.
+        classes: Names of the classes that the weights were trained on, if they are known.
+
+    Raises:
+        InputError: If the last layer has another number of classes.
+    """
+    weight, own = state_dict.get(CLASS_WEIGHT), model.state_dict().get(CLASS_WEIGHT)
+    if weight is None or own is None or len(weight) == len(own):
+        return
+    names = f': {name_some(classes)}' if len(classes) == len(weight) else ''
+    raise InputError(
+        f'{source} was trained on {len(weight)} classes{names}; this config has {len(own)}, so its {CLASS_WEIGHT} does '
+        f'not fit. Set model.bbox_head.num_classes={len(weight)} and the classes of the datasets to those of the '
+        'checkpoint, or use another checkpoint; to train on other classes, start from it with load_from.'
+    )
 
 
 def _check_embed_dim(model: EmbedMask, state_dict: Mapping[str, Tensor], source: str) -> None:
@@ -88,18 +111,6 @@ def _check_embed_dim(model: EmbedMask, state_dict: Mapping[str, Tensor], source:
                 f'{source} has embed_dim={embed_dim} ({name}), the config has {model.bbox_head.embed_dim}. Set '
                 f'model.bbox_head.embed_dim and model.mask_head.embed_dim to {embed_dim}, or use another checkpoint.'
             )
-
-
-def _check_classes(model: EmbedMask, state_dict: Mapping[str, Tensor], source: str, classes: Sequence[str]) -> None:
-    weight, own = state_dict.get(CLASS_WEIGHT), model.state_dict().get(CLASS_WEIGHT)
-    if weight is None or own is None or len(weight) == len(own):
-        return
-    names = f': {name_some(classes)}' if len(classes) == len(weight) else ''
-    raise InputError(
-        f'{source} was trained on {len(weight)} classes{names}; this config has {len(own)}, so its {CLASS_WEIGHT} does '
-        f'not fit. Set model.bbox_head.num_classes={len(weight)} and the classes of the datasets to those of the '
-        'checkpoint, or use another checkpoint; to train on other classes, start from it with load_from.'
-    )
 
 
 def _check_sizes(model: EmbedMask, state_dict: Mapping[str, Tensor], source: str) -> None:
