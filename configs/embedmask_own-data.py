@@ -1,22 +1,59 @@
-# Copy this file, change the lines below, and train. docs/own-data.md explains each step; the example is the nuclei.
-_base_ = './embedmask_r50_1x_coco.py'
+# Copy this file, change the lines below, and train. `tools/misc/suggest_config.py` writes a copy that fits your data.
+# docs/own-data.md explains each step; the example is the nuclei.
+_base_ = './embedmask-plus_r50_1x_coco.py'
 
 data_root = 'data/nuclei/'
 # The names in "categories" of the annotation files. Keep the comma if there is one class.
 classes = ('nucleus',)
 train_ann_file, train_images = 'annotations/train.json', 'images/'
 val_ann_file, val_images = 'annotations/test.json', 'images/'
-# A checkpoint to start from, best one trained on COCO; it may have other classes. None: ImageNet weights.
+# 'small': ResNet-18 from scratch. 'r50': ResNet-50 with ImageNet weights, for a GPU.
+size = 'small'
+# A checkpoint to start from, best one trained on COCO; it may be MMDetection's FCOS, and may have other classes.
 load_from = None
 # Images per iteration on one GPU, and iterations. The learning rate follows batch_size.
 batch_size = 4
-max_iters = 2000
+max_iters = 600
 # (longer, shorter) side that images are resized to for training and testing, in pixels. Small objects need more.
-scales = [(1333, 640), (1333, 720), (1333, 800)]
-test_scale = (1333, 800)
+scales = [(528, 352), (656, 448), (800, 528)]
+test_scale = (656, 448)
+# Pixels of a cell of the finest level: 8, or 4 if most objects are less than 24 pixels wide after resizing.
+finest_stride = 8
+# About the size of an object after resizing, from 8 to 32 pixels.
+coord_scale = 32
+# Detections per image: more than there are objects in any image.
+max_per_img = 150
 
 # You need not change anything below.
-model = dict(bbox_head=dict(num_classes=len(classes)))
+parts = dict(
+    # A checkpoint to start from has a backbone, so no other one is downloaded.
+    r50=dict(backbone=dict(init_cfg=None)) if load_from else dict(),
+    small=dict(
+        data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
+        backbone=dict(
+            depth=18,
+            style='pytorch',
+            # Nothing is pretrained, so nothing may be frozen. With weights: dict(type='Pretrained', checkpoint=FILE)
+            init_cfg=None,
+            frozen_stages=-1,
+            norm_cfg=dict(type='BN', requires_grad=True),
+            norm_eval=False,
+        ),
+        neck=dict(in_channels=[64, 128, 256, 512], out_channels=64),
+        bbox_head=dict(in_channels=64, feat_channels=64),
+        mask_head=dict(in_channels=64, feat_channels=64),
+    ),
+)
+model = parts[size]
+# The neck begins with 4 pixels per cell, for the pixels. Each level finds objects of other sizes, with these bounds.
+bounds = [finest_stride * cells for cells in (8, 16, 32, 64)]
+model.setdefault('neck', {}).update(num_outs=6 if finest_stride == 8 else 5)
+model.setdefault('bbox_head', {}).update(
+    num_classes=len(classes),
+    strides=[finest_stride * 2**level for level in range(5)],
+    regress_ranges=[(-1, bounds[0]), *((bound, 2 * bound) for bound in bounds[:3]), (bounds[3], 1e8)],
+)
+model.update(frame=dict(coord_scale=coord_scale), test_cfg=dict(max_per_img=max_per_img))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -36,6 +73,7 @@ tta_pipeline[1].transforms[0] = [
     dict(type='Resize', scale=scale, keep_ratio=True)
     for scale in [tuple(round(factor * side) for side in test_scale) for factor in (0.8, 1, 1.2)]
 ]
+tta_model = dict(tta_cfg=dict(max_per_img=max_per_img))
 train_dataloader = dict(
     batch_size=batch_size,
     # Endless, so that iterations do not depend on the number of images.
@@ -63,14 +101,21 @@ test_evaluator = val_evaluator
 
 val_interval = max(max_iters // 10, 1)
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=val_interval)
-optim_wrapper = dict(optimizer=dict(lr=0.01 * batch_size / 16), clip_grad=dict(_delete_=True, max_norm=10))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=max_iters // 10),
-    dict(
-        type='MultiStepLR', by_epoch=False, begin=0, end=max_iters, milestones=[max_iters * 2 // 3, max_iters * 8 // 9]
-    ),
-]
 auto_scale_lr = dict(base_batch_size=batch_size)
+optim_wrapper = dict(
+    r50=dict(optimizer=dict(lr=0.01 * batch_size / 16), clip_grad=dict(_delete_=True, max_norm=10)),
+    # SGD learns slowly from scratch.
+    small=dict(
+        _delete_=True,
+        type='OptimWrapper',
+        optimizer=dict(type='AdamW', lr=1e-3 * batch_size / 4, weight_decay=0.05),
+        clip_grad=dict(max_norm=10),
+    ),
+)[size]
+warm_up = min(max_iters // 10, 500)
+param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=False, begin=warm_up, end=max_iters, eta_min=0)]
+if warm_up > 1:
+    param_scheduler.insert(0, dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warm_up))
 
 # Keep the last two checkpoints and the best one of all validations.
 default_hooks = dict(

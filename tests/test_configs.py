@@ -9,10 +9,10 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 
-from tests.builders import COCO_CONFIG, ROOT, tiny_detector, tiny_model_cfg, write_tiny_coco
+from tests.builders import COCO_CONFIG, ROOT, batch, compute_losses, tiny_detector, tiny_model_cfg, write_tiny_coco
 from tests.training.test_distributed import launch, wait
 
 CONFIGS = sorted((ROOT / 'configs').glob('embedmask*.py'))
@@ -60,6 +60,65 @@ def test_time_augmentation_is_about_the_size_that_is_tested(path):
     assert len(scales) == 3
     for name in ('max_per_img', 'nms'):
         assert cfg.tta_model.tta_cfg[name] == cfg.model.test_cfg[name]
+
+
+OWN_DATA = ROOT / 'configs' / 'embedmask_own-data.py'
+
+
+def change_own_data(folder, **lines):
+    """Read the template for one's own data with other values in some of its lines."""
+    text = OWN_DATA.read_text().replace("'./embedmask-plus", f"'{OWN_DATA.parent}/embedmask-plus")
+    for name, value in lines.items():
+        text, count = re.subn(rf'^{name} = .*$', f'{name} = {value!r}', text, flags=re.MULTILINE)
+        assert count == 1
+    (folder / 'own.py').write_text(text)
+    return Config.fromfile(folder / 'own.py')
+
+
+@pytest.mark.parametrize('finest_stride', [4, 8])
+@pytest.mark.parametrize('size', ['small', 'r50'])
+def test_both_sizes_of_own_data_train(tmp_path, size, finest_stride):
+    model_cfg = change_own_data(tmp_path, size=size, finest_stride=finest_stride).model
+    model_cfg.backbone.init_cfg = None
+    model = tiny_detector(model_cfg)
+    assert type(model.frame).__name__ == 'EmbedMaskBoxFrame'
+    assert (model.backbone.depth, model.bbox_head.feat_channels) == ((18, 64) if size == 'small' else (50, 256))
+    assert model.backbone.frozen_stages == (-1 if size == 'small' else 1)
+    assert model.bbox_head.strides[0] == finest_stride and model.mask_head.stride == 4
+    assert all(high == 2 * low for low, high in model.bbox_head.regress_ranges[1:-1])
+    assert model.bbox_head.regress_ranges[0][1] == 8 * finest_stride
+    data = batch([(64, 96)], [2])
+    for sample in data['data_samples']:
+        sample.gt_instances.labels[:] = 0
+    losses = compute_losses(model, data)
+    sum(losses.values()).backward()
+    assert model.neck.lateral_convs[0].conv.weight.grad.any() and model.mask_head.conv_embed.weight.grad.any()
+
+
+def test_own_data_downloads_no_backbone_if_a_checkpoint_has_one(tmp_path):
+    assert change_own_data(tmp_path, size='r50').model.backbone.init_cfg.type == 'Pretrained'
+    assert change_own_data(tmp_path, size='r50', load_from='fcos.pth').model.backbone.init_cfg is None
+
+
+def test_optimizer_of_own_data_follows_size_and_batch(tmp_path):
+    small, r50 = (change_own_data(tmp_path, size=size, batch_size=8).optim_wrapper for size in ('small', 'r50'))
+    assert (small.optimizer.type, small.optimizer.lr, 'paramwise_cfg' in small) == ('AdamW', 0.002, False)
+    assert (r50.optimizer.type, r50.optimizer.lr, 'paramwise_cfg' in r50) == ('SGD', 0.005, True)
+
+
+@pytest.mark.parametrize('max_iters', [1, 2, 9, 15])
+def test_own_data_trains_for_few_iterations(tmp_path, max_iters):
+    cfg = change_own_data(tmp_path, max_iters=max_iters)
+    assert cfg.train_cfg.val_interval == 1
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedulers = [PARAM_SCHEDULERS.build(each, default_args=dict(optimizer=optimizer)) for each in cfg.param_scheduler]
+    rates = []
+    for _ in range(max_iters):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert max(rates) == 1 and rates == sorted(rates, reverse=True)
 
 
 def test_readme_lists_the_configs_that_there_are():

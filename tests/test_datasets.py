@@ -294,12 +294,6 @@ def test_coco_2017_is_what_the_coco_configs_have():
     assert cfg.coco2017.keys() == Config.fromfile(CONFIGS / 'embedmask_r50_1x_coco2014.py').coco2014.keys()
 
 
-def test_learning_rate_of_own_data_is_scaled_to_one_gpu():
-    cfg = Config.fromfile(CONFIGS / 'embedmask_own-data.py')
-    assert cfg.optim_wrapper.optimizer.lr == 0.0025
-    assert cfg.train_dataloader.batch_size == 4
-
-
 def test_own_data_starts_from_a_checkpoint_with_other_classes(tmp_path, monkeypatch):
     cfg = in_folder_with_data('embedmask_own-data', load_config('embedmask_own-data'), tmp_path, monkeypatch)
     other = copy.deepcopy(cfg)

@@ -100,6 +100,7 @@ RULES = {
     ),
     'tools/analysis_tools/get_flops.py': Rule(says='GFLOPs', options='--shape 64 96'),
     '$MMDET/.mim/tools/analysis_tools/browse_dataset.py': Rule(),
+    'tools/misc/suggest_config.py': Rule(covered_by='tests/test_suggest_config.py::test_config_is_written_and_trains'),
     'tools/dataset_converters/nuclei.py': Rule(covered_by='tests/test_demo.py::test_annotations_are_the_label_image'),
     'tools/dataset_converters/make_shapes.py': Rule(options='--images 2 1 --size 64'),
     'tools/analysis_tools/compare_models.py': Rule(
