@@ -12,9 +12,9 @@ from mmdet.registry import MODELS
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 
-from embedmask_mmdet.engine.design import get_classes, read_assignments, read_design
+from embedmask_mmdet.engine.design import Design, get_classes, read_assignments, read_design
 from embedmask_mmdet.engine.loading import start_from
-from embedmask_mmdet.engine.transfer import find_shift
+from embedmask_mmdet.engine.transfer import find_shift, transfer_weights
 from tests.builders import CLASSES, COCO_CONFIG, PLUS_CONFIG, tiny_model_cfg
 from tests.test_loading import load
 from tests.training.runs import short_run_cfg
@@ -159,6 +159,15 @@ def test_levels_follow_from_strides_if_the_backbone_is_another(target, tmp_path)
         assert torch.equal(after[move(name, shift)], weights[name])
     assert 'taken: neck 10, towers 8, boxes and centerness 9\n' in log
     assert 'do not fit: backbone 120, neck 6, classes 2 (80 classes, 2 here; another backbone; other sizes)' in log
+
+
+def test_convolution_that_halves_the_resolution_is_not_taken_for_one_of_the_backbone():
+    own = {f'neck.lateral_convs.{i}.conv.weight': torch.zeros(4, 8 * 2**i, 1, 1) for i in range(2)}
+    own |= {f'neck.fpn_convs.{i}.conv.weight': torch.zeros(4, 4, 3, 3) for i in range(4)}
+    weights = own | {'neck.lateral_convs.2.conv.weight': torch.zeros(4, 32, 1, 1)}
+    transfer = transfer_weights(weights, own, Design(), Design())
+    assert transfer.unfit == {'neck.fpn_convs.2.conv.weight': 'computes another level'}
+    assert transfer.unused == ['neck.lateral_convs.2.conv.weight']
 
 
 def test_boxes_in_other_units_begin_anew(target, tmp_path):
