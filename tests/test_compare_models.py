@@ -42,7 +42,8 @@ def trained(name, curves, seconds=(1.0, 2.0, 3.0), metric=('segm', 'bbox'), iter
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_config_has_all_but_the_head_in_common(path):
     init_default_scope('mmdet')
-    cfg, condinst = Config.fromfile(path), Config.fromfile(path.with_name(f'condinst_{path.stem.split("_", 1)[1]}.py'))
+    widths_and_data = path.stem.split('_', 1)[1].removesuffix('-from-fcos')
+    cfg, condinst = Config.fromfile(path), Config.fromfile(path.with_name(f'condinst_{widths_and_data}.py'))
     for name in ('train_dataloader', 'val_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'randomness'):
         assert cfg[name] == condinst[name], name
     assert cfg.model.backbone == condinst.model.backbone
