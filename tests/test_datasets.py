@@ -443,6 +443,7 @@ def test_fill_in_computes_what_annotations_lack(tmp_path):
         for key in ('id', 'iscrowd', 'area', 'bbox'):
             del annotation[key]
         annotation['id'] = annotation['image_id']
+    lacking['annotations'][0]['iscrowd'] = None
     for number, annotation in enumerate(content['annotations'], start=1):
         annotation['id'] = number
     path.write_text(json.dumps(lacking))

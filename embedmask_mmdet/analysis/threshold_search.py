@@ -12,10 +12,10 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from embedmask_mmdet.analysis.thresholds import ScoreThreshold, class_thresholds
+from embedmask_mmdet.engine.data_checks import CheckedCOCO
 from embedmask_mmdet.errors import InputError
 
 RESULT_KEYS = ('image_id', 'category_id', 'segmentation', 'score')
@@ -94,15 +94,14 @@ def compare_with_annotations(cfg: Config, annotations: str, results: Path, iou_t
     init_default_scope('mmdet')
     classes = DATASETS.build({**cfg.val_dataloader.dataset, 'lazy_init': True}).metainfo['classes']
     with contextlib.redirect_stdout(None):
-        truth = COCO(annotations)
+        truth = CheckedCOCO(annotations)
         if not {mask['image_id'] for mask in masks} <= set(truth.imgs):
             raise InputError(f'{results} has other images than {annotations}. Give results on the same images.')
         evaluation = COCOeval(truth, truth.loadRes(masks), 'segm')
         evaluation.params.iouThrs = [iou_thr]
         evaluation.params.areaRng = evaluation.params.areaRng[:1]
         evaluation.evaluate()
-    # In the order in which MMDetection numbers the classes of a dataset.
-    cat_ids = truth.getCatIds(catNms=classes)
+    cat_ids = truth.get_cat_ids(cat_names=classes)
     return dict(zip(classes, class_thresholds(evaluation, cat_ids)))
 
 

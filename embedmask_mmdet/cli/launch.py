@@ -19,7 +19,8 @@ from urllib.error import URLError
 import torch
 from torch import distributed
 
-from embedmask_mmdet.errors import CheckpointError, InputError
+from embedmask_mmdet.engine.data_checks import explain_broken_image, explain_build_error
+from embedmask_mmdet.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LISTED = 8
@@ -32,12 +33,7 @@ def fail(message: str) -> NoReturn:
 
 def fail_missing(error: FileNotFoundError) -> NoReturn:
     """End the program with a message about a data file that does not exist."""
-    if error.filename is None:  # raised with a complete message
-        fail(str(error))
-    fail(
-        f'{error.filename} does not exist (working folder: {Path.cwd()}). Put or link the data there, or '
-        'set data_root, ann_file and data_prefix of the dataloaders, and ann_file of the evaluators.'
-    )
+    fail(explain_build_error(error, ''))
 
 
 def check_config(config: str) -> None:
@@ -123,24 +119,18 @@ def run(tool: ModuleType, args: Namespace) -> None:
     tool.parse_args = lambda: args
     try:
         tool.main()
-    except (CheckpointError, InputError) as error:
+    except CheckpointError as error:
         fail(str(error))
-    except FileNotFoundError as error:
-        fail_missing(error)
     except URLError as error:
         fail(
             f'a checkpoint cannot be downloaded ({error.reason}). Download it elsewhere, and name the file instead of '
             'the URL, in load_from or on the command line.'
         )
-    except ValueError as error:
-        # What MMEngine raises when it builds a dataset without images.
-        if 'need at least one array to concatenate' not in str(error):
+    except Exception as error:
+        message = explain_build_error(error, args.config) or explain_broken_image(error)
+        if message is None:
             raise
-        fail(
-            f'a dataset of {args.config} has no images left. The annotation file lists none, or filter_cfg removes '
-            'all: those without instances of metainfo.classes (are they the names in "categories"?), and those '
-            'smaller than min_size.'
-        )
+        fail(message)
 
 
 def train() -> None:
