@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -10,12 +11,18 @@ from embedmask_mmdet.engine.data_checks.findings import Finding, error, warning
 from embedmask_mmdet.engine.data_checks.structure import locate, name_entries
 
 
-def image_sizes(content: dict) -> np.ndarray:
+def list_boxes(annotations: Sequence[dict]) -> np.ndarray:
+    """Return the boxes of annotations, ``(n, 4)`` left, top, width and height."""
+    return np.fromiter(chain.from_iterable(annotation['bbox'] for annotation in annotations), float).reshape(-1, 4)
+
+
+def list_image_sizes(content: dict) -> np.ndarray:
     """Return ``(n, 2)`` width and height of the image of each annotation, infinite where it is not listed."""
-    sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
-    unknown = (np.inf, np.inf)
-    annotations = content['annotations']
-    return np.array([sizes.get(annotation['image_id'], unknown) for annotation in annotations], float).reshape(-1, 2)
+    images = content['images']
+    positions = {image['id']: position for position, image in enumerate(images)}
+    sizes = np.array([*((image['width'], image['height']) for image in images), (np.inf, np.inf)], float)
+    unknown = len(images)
+    return sizes[[positions.get(annotation['image_id'], unknown) for annotation in content['annotations']]]
 
 
 def find_normalized(boxes: np.ndarray) -> Iterator[Finding]:
@@ -27,10 +34,10 @@ def find_normalized(boxes: np.ndarray) -> Iterator[Finding]:
         )
 
 
-def find_dropped(content: dict, boxes: np.ndarray, areas: np.ndarray) -> Iterator[Finding]:
+def find_dropped(annotations: list[dict], boxes: np.ndarray, image_sizes: np.ndarray) -> Iterator[Finding]:
     """Find instances that MMDetection leaves out of training because of their box or area."""
-    annotations = content['annotations']
-    ends = np.minimum(boxes[:, :2] + boxes[:, 2:], image_sizes(content))
+    areas = np.array([annotation['area'] for annotation in annotations], float)
+    ends = np.minimum(boxes[:, :2] + boxes[:, 2:], image_sizes)
     outside = (ends <= np.maximum(boxes[:, :2], 0)).any(1)
     reasons = {
         'an "area" of 0 or less': areas <= 0,
@@ -49,15 +56,12 @@ def find_dropped(content: dict, boxes: np.ndarray, areas: np.ndarray) -> Iterato
         )
 
 
-def find_box_problems(content: dict) -> list[Finding]:
+def find_box_problems(content: dict, image_sizes: np.ndarray) -> list[Finding]:
     """Check the boxes and areas of an annotation file.
 
     Args:
-        content: An annotation file in which :func:`find_structure_problems` found no errors.
+        content: An annotation file with annotations, in which :func:`find_structure_problems` found no errors.
+        image_sizes: Of :func:`list_image_sizes`.
     """
-    annotations = content.get('annotations', [])
-    if not annotations:
-        return []
-    boxes = np.array([annotation['bbox'] for annotation in annotations], float)
-    areas = np.array([annotation['area'] for annotation in annotations], float)
-    return list(find_normalized(boxes)) or list(find_dropped(content, boxes, areas))
+    boxes = list_boxes(content['annotations'])
+    return list(find_normalized(boxes)) or list(find_dropped(content['annotations'], boxes, image_sizes))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mmdet.datasets import CocoDataset
@@ -12,7 +14,7 @@ from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation.metrics import coco_metric
 from mmengine.logging import print_log
 
-from embedmask_mmdet.engine.data_checks.boxes import find_box_problems
+from embedmask_mmdet.engine.data_checks.boxes import find_box_problems, list_image_sizes
 from embedmask_mmdet.engine.data_checks.findings import ERROR, Finding, error, report
 from embedmask_mmdet.engine.data_checks.masks import find_mask_problems, is_usable
 from embedmask_mmdet.engine.data_checks.reading import read_annotation_file
@@ -23,9 +25,10 @@ from embedmask_mmdet.errors import name_some
 def find_file_problems(content: dict) -> list[Finding]:
     """Check the content of an annotation file, as :func:`read_annotation_file` returns it."""
     found = find_structure_problems(content)
-    if all(finding.severity != ERROR for finding in found):
-        found += find_box_problems(content) + find_mask_problems(content)
-    return found
+    if not content.get('annotations') or any(finding.severity == ERROR for finding in found):
+        return found
+    image_sizes = list_image_sizes(content)
+    return [*found, *find_box_problems(content, image_sizes), *find_mask_problems(content, image_sizes)]
 
 
 def repair(content: dict) -> None:
@@ -47,6 +50,18 @@ def repair(content: dict) -> None:
             annotation['id'] = 1 + max(other['id'] for other in annotations)
 
 
+@contextlib.contextmanager
+def garbage_collection_paused() -> Iterator[None]:
+    """Pause garbage collection, which would look at millions of new objects again and again and find nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class CheckedCOCO(COCO):
     """An annotation file in COCO's format that was checked and repaired.
 
@@ -62,22 +77,26 @@ class CheckedCOCO(COCO):
         self.path = str(annotation_file)
         if annotation_file is None:
             return
-        content = read_annotation_file(annotation_file)
-        start = time.perf_counter()
-        found = self._find_problems(content)
-        report(replace(finding, message=f'{self.path}: {finding.message}', ann_file=self.path) for finding in found)
-        repair(content)
-        print_log(
-            f'Checked {len(content["images"])} images and {len(content.get("annotations", []))} annotations of '
-            f'{self.path} in {time.perf_counter() - start:.1f} s',
-            'current',
-        )
-        self.dataset = content
-        self.createIndex()
+        with garbage_collection_paused():
+            self.dataset = read_annotation_file(annotation_file)
+            self._check()
+            repair(self.dataset)
+            with contextlib.redirect_stdout(None):
+                self.createIndex()
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
-    def _find_problems(self, content: dict) -> list[Finding]:
-        return find_file_problems(content)
+    def _find_problems(self) -> list[Finding]:
+        return find_file_problems(self.dataset)
+
+    def _check(self) -> None:
+        start = time.perf_counter()
+        found = self._find_problems()
+        print_log(
+            f'Checked {len(self.dataset["images"])} images and {len(self.dataset.get("annotations", []))} annotations '
+            f'of {self.path} in {time.perf_counter() - start:.1f} s',
+            'current',
+        )
+        report(replace(finding, message=f'{self.path}: {finding.message}', ann_file=self.path) for finding in found)
 
     def get_cat_ids(
         self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (), cat_ids: Sequence[int] = ()
@@ -112,10 +131,10 @@ class CheckedCOCO(COCO):
 class CheckedDatasetCOCO(CheckedCOCO):
     """The same for a dataset, which also needs the names of image files."""
 
-    def _find_problems(self, content: dict) -> list[Finding]:
-        found = super()._find_problems(content)
+    def _find_problems(self) -> list[Finding]:
+        found = super()._find_problems()
         broken = any(finding.severity == ERROR for finding in found)
-        return found if broken else [*find_file_name_problems(content), *found]
+        return found if broken else [*find_file_name_problems(self.dataset), *found]
 
 
 def check_what_mmdet_reads() -> None:

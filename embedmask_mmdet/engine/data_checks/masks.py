@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from embedmask_mmdet.engine.data_checks.boxes import image_sizes
+from embedmask_mmdet.engine.data_checks.boxes import list_boxes
 from embedmask_mmdet.engine.data_checks.findings import Finding, error, warning
 from embedmask_mmdet.engine.data_checks.structure import NUMBER, locate, name_entries
 
@@ -66,14 +66,32 @@ def describe_malformed_rle(rle: dict) -> str | None:
     return None
 
 
+def are_polygons(masks: list) -> bool:
+    """Return whether all masks are lists of lists of numbers."""
+    return (
+        set(map(type, masks)) <= {list}
+        and set(map(type, chain.from_iterable(masks))) <= {list}
+        and set(map(type, chain.from_iterable(chain.from_iterable(masks)))) <= NUMBER
+    )
+
+
+def iterate_malformed(annotations: list[dict]) -> Iterator[tuple[int, str]]:
+    """Yield the index of each mask of a wrong structure, and what is wrong with it."""
+    for first in range(0, len(annotations), CHUNK):
+        masks = [annotation.get('segmentation') for annotation in annotations[first : first + CHUNK]]
+        # One look at many masks is faster than many looks at one.
+        fine = are_polygons([mask for mask in masks if mask and not isinstance(mask, dict)])
+        for index, mask in enumerate(masks, start=first):
+            problem = describe_malformed(mask) if mask and not (fine and isinstance(mask, list)) else None
+            if problem:
+                yield index, problem
+
+
 def find_malformed(annotations: list[dict]) -> Iterator[Finding]:
     """Find masks of a wrong structure; one finding for each kind of mistake."""
     by_problem: dict[str, list[int]] = {}
-    for index, annotation in enumerate(annotations):
-        mask = annotation.get('segmentation')
-        problem = describe_malformed(mask) if mask else None
-        if problem:
-            by_problem.setdefault(problem, []).append(index)
+    for index, problem in iterate_malformed(annotations):
+        by_problem.setdefault(problem, []).append(index)
     for problem, wrong in by_problem.items():
         what, _, advice = problem.partition('. ')
         yield error(
@@ -151,10 +169,11 @@ def find_wild_coordinates(annotations: list[dict], outlines: Outlines) -> Iterat
         )
 
 
-def find_outlines_beyond_images(content: dict, outlines: Outlines) -> Iterator[Finding]:
+def find_outlines_beyond_images(
+    annotations: list[dict], outlines: Outlines, image_sizes: np.ndarray
+) -> Iterator[Finding]:
     """Find polygons that extend beyond their image, as after images were resized but annotations were not."""
-    annotations = content['annotations']
-    sizes = image_sizes(content)[outlines.indexes]
+    sizes = image_sizes[outlines.indexes]
     beyond = (outlines.high > 1.05 * sizes + TOLERANCE) | (outlines.low < -0.05 * sizes - TOLERANCE)
     wrong = outlines.indexes[beyond.any(1)].tolist()
     if wrong:
@@ -170,7 +189,7 @@ def find_boxes_apart_from_outlines(annotations: list[dict], outlines: Outlines) 
     """Find files in which boxes are in general not around the polygons."""
     if not len(outlines.indexes):
         return
-    boxes = np.array([annotations[index]['bbox'] for index in outlines.indexes], float)
+    boxes = list_boxes([annotations[index] for index in outlines.indexes])
     apart = np.maximum(np.abs(boxes[:, :2] - outlines.low), np.abs(boxes[:, :2] + boxes[:, 2:] - outlines.high))
     wrong = outlines.indexes[(apart > TOLERANCE + 0.1 * (outlines.high - outlines.low)).any(1)].tolist()
     if len(wrong) > 0.1 * len(outlines.indexes):
@@ -229,25 +248,28 @@ def find_undecodable_rles(annotations: list[dict]) -> Iterator[Finding]:
         )
 
 
-def find_mask_problems(content: dict) -> list[Finding]:
+def find_polygon_problems(annotations: list[dict], image_sizes: np.ndarray) -> list[Finding]:
+    """Check the coordinates of polygons."""
+    outlines = measure_all_outlines(annotations)
+    return list(find_wild_coordinates(annotations, outlines)) or [
+        *find_outlines_beyond_images(annotations, outlines, image_sizes),
+        *find_boxes_apart_from_outlines(annotations, outlines),
+    ]
+
+
+def find_mask_problems(content: dict, image_sizes: np.ndarray) -> list[Finding]:
     """Check the masks of an annotation file.
 
     Args:
-        content: An annotation file in which :func:`find_structure_problems` found no errors.
+        content: An annotation file with annotations, in which :func:`find_structure_problems` found no errors.
+        image_sizes: Of :func:`list_image_sizes`.
     """
-    annotations = content.get('annotations', [])
+    annotations = content['annotations']
     malformed = list(find_malformed(annotations))
-    if malformed or not annotations:
+    if malformed:
         return malformed
-    outlines = measure_all_outlines(annotations)
     return [
         *find_short_polygons(annotations),
-        *(
-            list(find_wild_coordinates(annotations, outlines))
-            or [
-                *find_outlines_beyond_images(content, outlines),
-                *find_boxes_apart_from_outlines(annotations, outlines),
-            ]
-        ),
+        *find_polygon_problems(annotations, image_sizes),
         *(list(find_rles_of_other_sizes(content)) or find_undecodable_rles(annotations)),
     ]

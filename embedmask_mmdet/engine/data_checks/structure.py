@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Iterator
+from itertools import chain
+
+import numpy as np
 
 from embedmask_mmdet.engine.data_checks.findings import Finding, error, warning
 from embedmask_mmdet.errors import name_some
@@ -116,11 +118,7 @@ def find_wrong_crowd_flags(content: dict) -> Iterator[Finding]:
     """Find values of "iscrowd" that could mean both; null and an empty string count as 0."""
     annotations = content.get('annotations', [])
     values = [annotation.get('iscrowd') for annotation in annotations]
-    wrong = [
-        index
-        for index, value in enumerate(values)
-        if value is not None and (type(value) not in (int, bool, float, str) or value not in (0, 1, ''))
-    ]
+    wrong = [index for index, value in enumerate(values) if value is not None and value not in (0, 1, '')]
     if wrong:
         yield error(
             f'"iscrowd" in "annotations" is {values[wrong[0]]!r}: {name_entries(annotations, wrong)}. Write 0 for an '
@@ -165,20 +163,31 @@ def find_file_name_problems(content: dict) -> Iterator[Finding]:
         )
 
 
+def are_boxes(boxes: list[list]) -> bool:
+    """Return whether all boxes are four finite numbers."""
+    return (
+        set(map(len, boxes)) <= {4}
+        and set(map(type, chain.from_iterable(boxes))) <= NUMBER
+        and bool(np.isfinite(np.fromiter(chain.from_iterable(boxes), float)).all())
+    )
+
+
 def find_wrong_boxes(content: dict) -> Iterator[Finding]:
     """Find boxes that are not four finite numbers, and areas that are not finite."""
     annotations = content.get('annotations', [])
-    wrong = [
-        index
-        for index, annotation in enumerate(annotations)
-        if len(annotation['bbox']) != 4
-        or not set(map(type, annotation['bbox'])) <= NUMBER
-        or not math.isfinite(sum(annotation['bbox']) + annotation['area'])
-    ]
+    boxes = [annotation['bbox'] for annotation in annotations]
+    if not are_boxes(boxes):
+        wrong = [index for index, box in enumerate(boxes) if not are_boxes([box])]
+        yield error(
+            f'"bbox" in "annotations" is not four finite numbers: {name_entries(annotations, wrong)}. '
+            f'{ADVICE["bbox"]}.',
+            **locate('annotations', annotations, wrong),
+        )
+    areas = np.array([annotation['area'] for annotation in annotations], float)
+    wrong = np.flatnonzero(~np.isfinite(areas)).tolist()
     if wrong:
         yield error(
-            f'"bbox" or "area" in "annotations" has other values than finite numbers, or not four: '
-            f'{name_entries(annotations, wrong)}. {ADVICE["bbox"]}.',
+            f'"area" in "annotations" is not finite: {name_entries(annotations, wrong)}. {ADVICE["area"]}.',
             **locate('annotations', annotations, wrong),
         )
 
