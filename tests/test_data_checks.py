@@ -226,6 +226,8 @@ EDITS = {
     'boxes of no width': (edit_all(bbox=[5, 5, 0, 9]), r'2 of 2 annotations .* narrower or lower than 1 pixel'),
     'boxes of negative width': (edit_all(bbox=[5, 5, -3, 9]), r'2 of 2 annotations .* narrower or lower than 1'),
     'boxes outside': (edit_all(bbox=[70, 5, 9, 9]), r'2 of 2 annotations have a "bbox" outside of the image'),
+    'polygons on a line': (edit_all(segmentation=[[9, 9, 19, 9, 29, 9]]), r'2 of 2 .* polygons without area: id 1'),
+    'no list of images': (lambda content: content.update(images=None), r'"images" is not a list of objects'),
     'only crowd regions': (edit_all(iscrowd=1), r'annotations\.json has 1 images, but no instance to learn from'),
     'paths of Windows': (
         lambda content: content['images'][0].update(file_name='c:\\1.png'),
@@ -388,6 +390,18 @@ def test_metainfo_that_does_not_fit(project, metainfo, message):
     assert message in ' '.join(finding.message for finding in find_problems(cfg))
 
 
+def test_categories_of_a_file_without_the_classes_are_named(project):
+    options = {'train_dataloader.dataset.metainfo.classes': ('A', 'b')}
+    found = list_errors_of(project, options)
+    assert 'annotations.json has no category A, as metainfo.classes says. Its categories are a, b.' in found[0]
+    assert 'has only 1 of the 2 classes' in found[1]
+
+
+def test_validation_without_annotations(project):
+    change(project / 'val.json', lambda content: content.pop('annotations'))
+    assert 'annotation file of val_evaluator has no annotations, so nothing can be evaluated' in errors(project)[0]
+
+
 # Images
 
 
@@ -495,6 +509,14 @@ def test_transform_that_does_not_move_masks(project, step):
     assert 'RandomShift in a pipeline moves images and boxes, but not masks' in found.message
     cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=cfg.train_dataloader.dataset)
     assert find_problems(cfg) == [found]
+
+
+def test_training_pipeline_without_masks(project):
+    cfg = Config.fromfile(project / 'tiny.py')
+    for part in ('train', 'val'):
+        cfg[f'{part}_dataloader'].dataset.pipeline[1].with_mask = False
+    (found,) = find_problems(cfg)
+    assert 'Set with_mask=True in LoadAnnotations of train_dataloader.dataset.pipeline' in found.message
 
 
 # As a user meets it

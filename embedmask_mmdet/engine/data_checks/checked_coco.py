@@ -15,7 +15,7 @@ from mmdet.evaluation.metrics import coco_metric
 from mmengine.logging import print_log
 
 from embedmask_mmdet.engine.data_checks.boxes import find_box_problems, list_image_sizes
-from embedmask_mmdet.engine.data_checks.findings import ERROR, Finding, error, report
+from embedmask_mmdet.engine.data_checks.findings import ERROR, Finding, error, report, warning
 from embedmask_mmdet.engine.data_checks.masks import find_mask_problems, is_usable
 from embedmask_mmdet.engine.data_checks.reading import read_annotation_file
 from embedmask_mmdet.engine.data_checks.structure import find_file_name_problems, find_structure_problems
@@ -91,12 +91,13 @@ class CheckedCOCO(COCO):
     def _check(self) -> None:
         start = time.perf_counter()
         found = self._find_problems()
+        seconds = time.perf_counter() - start
+        report(replace(finding, message=f'{self.path}: {finding.message}', ann_file=self.path) for finding in found)
         print_log(
             f'Checked {len(self.dataset["images"])} images and {len(self.dataset.get("annotations", []))} annotations '
-            f'of {self.path} in {time.perf_counter() - start:.1f} s',
+            f'of {self.path} in {seconds:.1f} s',
             'current',
         )
-        report(replace(finding, message=f'{self.path}: {finding.message}', ann_file=self.path) for finding in found)
 
     def get_cat_ids(
         self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (), cat_ids: Sequence[int] = ()
@@ -112,11 +113,21 @@ class CheckedCOCO(COCO):
         if isinstance(cat_names, str):
             return found
         names = [self.cats[cat_id]['name'] for cat_id in found]
+        unknown = [name for name in cat_names if name not in names]
+        if unknown:
+            report([self._describe_unknown(unknown)])
         repeated = [name for name, count in Counter(names).items() if count > 1 and name in cat_names]
         if repeated:
             report([self._describe_repeated(cat_names, repeated, found)])
         order = {name: position for position, name in enumerate(cat_names)}
         return sorted(found, key=lambda cat_id: order.get(self.cats[cat_id]['name'], -1))
+
+    def _describe_unknown(self, unknown: list[str]) -> Finding:
+        known = name_some([category['name'] for category in self.cats.values()])
+        return warning(
+            f'{self.path} has no category {name_some(unknown)}, as metainfo.classes says. Its categories are {known}.',
+            ann_file=self.path,
+        )
 
     def _describe_repeated(self, classes: Sequence[str], repeated: list[str], found: list[int]) -> Finding:
         ids = [cat_id for cat_id in found if self.cats[cat_id]['name'] == repeated[0]]

@@ -15,7 +15,11 @@ from embedmask_mmdet.engine.data_checks.images import (
     find_missing_images,
     find_wrong_images,
 )
-from embedmask_mmdet.engine.data_checks.pipelines import find_pipeline_problems, list_transforms
+from embedmask_mmdet.engine.data_checks.pipelines import (
+    find_loading_without_masks,
+    find_pipeline_problems,
+    list_transforms,
+)
 from embedmask_mmdet.errors import name_some
 
 NUM_IMAGES = 200  # looked at before training
@@ -188,6 +192,7 @@ def find_dataset_problems(
     """
     found = list(find_pipeline_problems(dataset))
     for inner in unwrap_datasets(dataset):
+        found += find_loading_without_masks(inner)
         found += [*find_class_problems(inner, num_classes), *find_palette_problems(inner)]
         summary = summarize(inner)
         found += find_image_problems(inner, summary, num_images)

@@ -185,6 +185,18 @@ def find_outlines_beyond_images(
         )
 
 
+def find_flat_outlines(annotations: list[dict], outlines: Outlines) -> Iterator[Finding]:
+    """Find polygons on one horizontal or vertical line, whose masks are empty."""
+    wrong = outlines.indexes[(outlines.high <= outlines.low).any(1)].tolist()
+    if wrong:
+        make = error if len(wrong) == len(annotations) else warning
+        yield make(
+            f'{len(wrong)} of {len(annotations)} annotations have polygons without area: '
+            f'{name_entries(annotations, wrong)}. Redraw or remove them.',
+            **locate('annotations', annotations, wrong),
+        )
+
+
 def find_boxes_apart_from_outlines(annotations: list[dict], outlines: Outlines) -> Iterator[Finding]:
     """Find files in which boxes are in general not around the polygons."""
     if not len(outlines.indexes):
@@ -254,6 +266,7 @@ def find_polygon_problems(annotations: list[dict], image_sizes: np.ndarray) -> l
     return list(find_wild_coordinates(annotations, outlines)) or [
         *find_outlines_beyond_images(annotations, outlines, image_sizes),
         *find_boxes_apart_from_outlines(annotations, outlines),
+        *find_flat_outlines(annotations, outlines),
     ]
 
 

@@ -48,6 +48,15 @@ def find_other_categories(metric: CocoMetric, classes: Sequence[str], name: str)
         )
 
 
+def find_nothing_to_compare(coco: COCO, name: str) -> Iterator[Finding]:
+    """Find annotation files without annotations."""
+    if not coco.dataset.get('annotations'):
+        yield error(
+            f'The annotation file of {name} has no annotations, so nothing can be evaluated. Set {name}.ann_file to a '
+            'file with annotations, or write only result files with tools/test.py --format-only.'
+        )
+
+
 def find_unmasked(coco: COCO, classes: Sequence[str], name: str) -> Iterator[Finding]:
     """Find annotations without a mask, at which pycocotools fails after the first epoch."""
     cat_ids = set(coco.get_cat_ids(cat_names=classes))
@@ -86,6 +95,8 @@ def find_metric_problems(evaluator: Evaluator, dataset: object, name: str) -> li
         if type(metric) is not CocoMetric or metric._coco_api is None:
             continue
         found += find_other_images(metric._coco_api, images, name)
+        if not metric.format_only:
+            found += find_nothing_to_compare(metric._coco_api, name)
         if classes is None:
             continue
         found += find_other_categories(metric, classes, name)

@@ -9,7 +9,7 @@ from embedmask_mmdet.engine.data_checks.findings import Finding, error
 INSTEAD = dict(
     RandomShift='TranslateX and TranslateY, or RandomCrop',
     Mosaic='CachedMosaic',
-    MixUp='CachedMixUp',
+    MixUp='CopyPaste',
     RandomAffine='Rotate, ShearX, ShearY, TranslateX and TranslateY',
     RandomCenterCropPad='RandomCrop and Pad',
     CenterCrop='RandomCrop',
@@ -58,8 +58,17 @@ def find_moves_without_masks(parts: Iterable[object], where: str) -> Iterator[Fi
 
 def find_pipeline_problems(dataset: object) -> Iterator[Finding]:
     """Check the transforms of a dataset or wrapper."""
-    transforms = list_all_transforms(dataset)
-    yield from find_moves_without_masks(transforms, 'a pipeline')
+    yield from find_moves_without_masks(list_all_transforms(dataset), 'a pipeline')
+
+
+def find_loading_without_masks(dataset: object) -> Iterator[Finding]:
+    """Check that the pipeline of a training dataset, without wrappers, loads masks."""
+    loads = [transform for transform in list_transforms(dataset) if hasattr(transform, 'with_mask')]
+    if loads and not getattr(dataset, 'test_mode', False) and not any(load.with_mask for load in loads):
+        yield error(
+            'The pipeline of the training data loads no masks. Set with_mask=True in LoadAnnotations of '
+            'train_dataloader.dataset.pipeline.'
+        )
 
 
 def find_batch_augment_problems(data_preprocessor: object) -> Iterator[Finding]:

@@ -97,9 +97,9 @@ def find_wrong_keys(content: dict) -> Iterator[Finding]:
             continue
         found = [finding for key, allowed in keys.items() for finding in find_wrong_key(kind, entries, key, allowed)]
         yield from found or find_repeated_ids(kind, entries)
-    if not content['images']:
+    if content['images'] == []:
         yield error('"images" is empty. Export the file again, with the images.')
-    if not content['categories']:
+    if content['categories'] == []:
         yield error('"categories" is empty. Export the file again, with the categories.')
 
 
