@@ -557,3 +557,21 @@ def test_tool_lists_errors_and_warnings(project):
     assert result.code == 1 and lines[-1] == '2 errors, 1 warnings'
     assert [line.partition(':')[0] for line in lines[:3]] == ['error', 'error', 'warning']
     assert 'num_classes is 3' in lines[0] and 'val.json: 2 of 2 annotations have an "area" of 0' in lines[1]
+
+
+# The page
+
+
+def test_page_shows_what_the_checks_found(project):
+    change(project / 'annotations.json', lambda content: content['annotations'][0].pop('area'))
+    result = run_script(CHECK, ['tiny.py', '--out', 'data.html'], project)
+    assert result.code == 1 and 'written to data.html' in result.stdout
+    page = (project / 'data.html').read_text()
+    assert '&quot;annotations&quot; without &quot;area&quot;: id 1' in page
+
+
+def test_page_does_not_replace_what_a_user_made(project):
+    before = (project / 'tiny.py').read_bytes()
+    result = run_script(CHECK, ['tiny.py', '--out', 'tiny.py'], project)
+    assert result.code == 1 and 'tiny.py exists and is no report' in result.stderr
+    assert (project / 'tiny.py').read_bytes() == before
