@@ -39,8 +39,12 @@ parts = dict(
             norm_cfg=dict(type='BN', requires_grad=True),
             norm_eval=False,
         ),
-        # Normalization lets a neck learn faster from scratch.
-        neck=dict(in_channels=[64, 128, 256, 512], out_channels=64, norm_cfg=dict(type='BN')),
+        # Normalization lets a neck learn faster from scratch. GN also works with a batch of one small image.
+        neck=dict(
+            in_channels=[64, 128, 256, 512],
+            out_channels=64,
+            norm_cfg=dict(type='GN', num_groups=32, requires_grad=True),
+        ),
         bbox_head=dict(in_channels=64, feat_channels=64),
         mask_head=dict(in_channels=64, feat_channels=64),
     ),
