@@ -10,7 +10,7 @@ from mmengine.evaluator import Evaluator
 from pycocotools.coco import COCO
 
 from embedmask_mmdet.engine.data_checks.datasets import unwrap_datasets
-from embedmask_mmdet.engine.data_checks.findings import Finding, error, report
+from embedmask_mmdet.engine.data_checks.findings import Finding, error, report, warning
 from embedmask_mmdet.engine.data_checks.structure import locate, name_entries
 from embedmask_mmdet.errors import name_some
 
@@ -49,9 +49,11 @@ def find_other_categories(metric: CocoMetric, classes: Sequence[str], name: str)
 
 
 def find_nothing_to_compare(coco: COCO, name: str) -> Iterator[Finding]:
-    """Find annotation files without annotations."""
+    """Find annotation files without annotations: an error for a validation, as the best checkpoint depends on it."""
     if not coco.dataset.get('annotations'):
-        yield error(
+        # Testing may write detections in images that nobody labeled.
+        make = error if name == 'val_evaluator' else warning
+        yield make(
             f'The annotation file of {name} has no annotations, so nothing can be evaluated. Set {name}.ann_file to a '
             'file with annotations, or write only result files with tools/test.py --format-only.'
         )
