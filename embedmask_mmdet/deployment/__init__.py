@@ -1,0 +1,1 @@
+"""One ONNX file from image to masks: the parts of a trained detector as a graph of standard operators."""
