@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.onnx.operators import shape_as_tensor
 
+from embedmask_mmdet.deployment.resizing import resize
 from embedmask_mmdet.errors import InputError
 
 # Steps that do not change an image that is in memory already.
@@ -52,20 +53,20 @@ def find_resize(pipeline: Sequence[dict]) -> dict | None:
     return steps[0] if steps else None
 
 
-def fit_size(ori_shape: Tensor, resize: dict | None) -> Tensor:
+def fit_size(ori_shape: Tensor, resize_cfg: dict | None) -> Tensor:
     """Compute the size that a Resize of the pipeline gives an image.
 
     Args:
         ori_shape: int64 ``(2,)``, height and width.
-        resize: Config of the step, or None.
+        resize_cfg: Config of the step, or None.
 
     Returns:
         int64 ``(2,)``.
     """
-    if resize is None:
+    if resize_cfg is None:
         return ori_shape
-    width, height = resize['scale']
-    if not resize.get('keep_ratio', False):
+    width, height = resize_cfg['scale']
+    if not resize_cfg.get('keep_ratio', False):
         return torch.tensor([height, width])
     # mmcv's imrescale computes with Python's floats, too.
     shape = ori_shape.double()
@@ -90,7 +91,7 @@ class Preprocessing(nn.Module):
             raise InputError(
                 f'the data preprocessor {type(preprocessor).__name__} cannot be exported. Use DetDataPreprocessor.'
             )
-        self.resize = find_resize(pipeline)
+        self.resize_cfg = find_resize(pipeline)
         self.preprocessor = preprocessor
 
     def forward(self, image: Tensor) -> tuple[Tensor, Sizes]:
@@ -103,11 +104,10 @@ class Preprocessing(nn.Module):
             The input ``(1, 3, h, w)`` and the sizes of the image.
         """
         ori_shape = shape_as_tensor(image)[:2]
-        img_shape = fit_size(ori_shape, self.resize)
+        img_shape = fit_size(ori_shape, self.resize_cfg)
+        if self.resize_cfg is not None:
+            image = resize(image, ori_shape, img_shape)
         inputs = image.permute(2, 0, 1)[None].float()
-        if self.resize is not None:
-            inputs = functional.interpolate(inputs, tuple(img_shape.unbind()), mode='bilinear')
-            inputs = (inputs + 0.5).floor()  # OpenCV's pixels are whole numbers
         return self._pad(self._normalize(inputs), img_shape), Sizes(ori_shape, img_shape)
 
     def _normalize(self, inputs: Tensor) -> Tensor:

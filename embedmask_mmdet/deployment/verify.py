@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.structures import InstanceData
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from embedmask_mmdet.deployment.packages import import_optional
 from embedmask_mmdet.inference.inferencer import EmbedMaskInferencer
 
-MAX_BOX = 1.0  # pixels
-MAX_SCORE = 0.01
-MAX_PIXELS = 0.005  # of the pixels of all masks
+MAX_BOX = 0.05  # pixels
+MAX_SCORE = 1e-3
+MAX_PIXELS = 1e-3  # of the pixels of all masks
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Deviation:
         labels: Number of labels that differ.
         pixels: Number of mask pixels that differ.
         num_pixels: Number of mask pixels of PyTorch.
+
+    Deviations are those of the detections that both have.
     """
 
     num_expected: int
@@ -59,35 +63,42 @@ class Deviation:
         )
 
 
-def pair_detections(bboxes: Tensor, labels: Tensor, expected: InstanceData) -> Tensor:
-    """Find for each expected detection the one with the nearest box, of the same class if there is one.
+def pair_detections(detections: InstanceData, expected: InstanceData) -> tuple[np.ndarray, np.ndarray]:
+    """Pair each detection with the expected one that is most like it: equal scores may be in another order.
 
-    Equal scores may be in another order.
+    Returns:
+        Indices of both, as many as there are pairs.
     """
-    distances = torch.cdist(expected.bboxes, bboxes, p=torch.inf)
-    return (distances + MAX_BOX * (expected.labels[:, None] != labels)).argmin(1)
+    bboxes = torch.cdist(detections.bboxes, expected.bboxes, p=torch.inf)
+    scores = (detections.scores[:, None] - expected.scores).abs()
+    labels = detections.labels[:, None] != expected.labels
+    return linear_sum_assignment(bboxes / MAX_BOX + scores / MAX_SCORE + 2 * labels)
 
 
-def compare(outputs: list[np.ndarray], expected: InstanceData) -> Deviation:
+def largest(values: Tensor) -> float:
+    """Return the largest absolute value, 0 if there is none."""
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+def compare(outputs: Sequence[np.ndarray], expected: InstanceData) -> Deviation:
     """Compare the outputs of an ONNX file with PyTorch's detections in the same image.
 
     Args:
         outputs: ``bboxes``, ``scores``, ``labels`` and ``masks``.
         expected: The same of PyTorch; masks as bitmaps.
     """
-    bboxes, scores, labels, masks = map(torch.from_numpy, outputs)
-    num_pixels = int(expected.masks.sum())
-    if not len(bboxes) or not len(expected):
-        return Deviation(len(expected), len(bboxes), 0.0, 0.0, 0, int(masks.sum()) + num_pixels, num_pixels)
-    pairs = pair_detections(bboxes, labels, expected)
+    names = ('bboxes', 'scores', 'labels', 'masks')
+    detections = InstanceData(**dict(zip(names, map(torch.from_numpy, outputs))))
+    rows, columns = pair_detections(detections, expected)
+    found, wanted = detections[rows], expected[columns]
     return Deviation(
-        len(expected),
-        len(bboxes),
-        float((bboxes[pairs] - expected.bboxes).abs().max()),
-        float((scores[pairs] - expected.scores).abs().max()),
-        int((labels[pairs] != expected.labels).sum()),
-        int((masks[pairs] != expected.masks).sum()),
-        num_pixels,
+        num_expected=len(expected),
+        num_detections=len(detections),
+        bboxes=largest(found.bboxes - wanted.bboxes),
+        scores=largest(found.scores - wanted.scores),
+        labels=int((found.labels != wanted.labels).sum()),
+        pixels=int((found.masks != wanted.masks).sum()),
+        num_pixels=int(wanted.masks.sum()),
     )
 
 
