@@ -1,0 +1,243 @@
+"""One ONNX file gives what PyTorch gives, from image to masks."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+
+from embedmask_mmdet.deployment import masks
+from embedmask_mmdet.deployment.export import correct_resizing, make_graph
+from embedmask_mmdet.deployment.preprocessing import fit_size
+from embedmask_mmdet.deployment.resizing import resize
+from embedmask_mmdet.deployment.segmentor import ExportableSegmentor
+from embedmask_mmdet.deployment.suppression import BatchedNMS
+from embedmask_mmdet.deployment.verify import compare
+from embedmask_mmdet.errors import InputError
+from embedmask_mmdet.models import EmbedMaskBoxFrame, EmbedMaskNMS
+from embedmask_mmdet.models.refine import PixelGrid
+from tests.builders import CLASSES, COCO_CONFIG, PLUS_CONFIG, ROOT, build_responsive_detector, draw_shapes, tiny_cfg
+from tests.scripts import run_script
+
+TOOL = ROOT / 'tools' / 'deployment' / 'export_onnx.py'
+PIPELINE = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(160, 96), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs'),
+]
+SIZES = {'of the traced image': (97, 131), 'enlarged': (50, 61), 'reduced': (231, 180), 'one row': (1, 9)}
+CONFIGS = {'paper': COCO_CONFIG, 'plus': PLUS_CONFIG}
+
+
+def build(config):
+    """Build a detector that finds something; soft-NMS keeps most of it."""
+    model = build_responsive_detector(config, nms=dict(type='nms', iou_threshold=0.5, offset=1))
+    for refinement in model.mask_head.refinements:
+        if isinstance(refinement, EmbedMaskNMS):
+            refinement.nms.min_score = 1e-4
+    return model
+
+
+def predict(model, image):
+    """Detect with PyTorch in an image, resized by OpenCV."""
+    height, width = image.shape[:2]
+    new_height, new_width = fit_size(torch.tensor([height, width]), PIPELINE[1]).tolist()
+    resized = cv2.resize(image, (new_width, new_height))
+    metainfo = dict(
+        img_shape=(new_height, new_width),
+        ori_shape=(height, width),
+        scale_factor=(new_width / width, new_height / height),
+    )
+    data = dict(inputs=[torch.from_numpy(resized).permute(2, 0, 1)], data_samples=[DetDataSample(metainfo=metainfo)])
+    return model.test_step(data)[0].pred_instances
+
+
+def draw(size, seed=0):
+    return draw_shapes(np.random.default_rng(seed), size, 3)[0]
+
+
+@pytest.fixture(scope='module', params=CONFIGS)
+def exported(request):
+    """Return a model, the ONNX model and what runs it."""
+    pytest.importorskip('onnx')
+    onnxruntime = pytest.importorskip('onnxruntime')
+    model = build(CONFIGS[request.param])
+    graph = make_graph(model, PIPELINE, dict(classes=json.dumps(CLASSES)))
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
+    return SimpleNamespace(model=model, graph=graph, run=lambda image: session.run(None, {'image': image}))
+
+
+@pytest.mark.parametrize('size', SIZES.values(), ids=SIZES)
+def test_detections_are_those_of_pytorch(exported, size):
+    image = draw(size)
+    expected, outputs = predict(exported.model, image), exported.run(image)
+    deviation = compare(outputs, expected)
+    assert deviation.num_detections == deviation.num_expected > 5
+    assert expected.masks.any() or min(size) == 1
+    assert [output.dtype for output in outputs] == [np.float32, np.float32, np.int64, bool]
+    assert outputs[3].shape == (len(expected), *size)
+    assert (np.diff(outputs[1]) <= 0).all()
+    assert deviation.bboxes < 1e-3 and deviation.scores < 1e-4 and not deviation.labels, str(deviation)
+    assert deviation.pixels <= 5, str(deviation)
+    assert deviation.is_small
+
+
+def test_image_of_one_pixel(exported):
+    bboxes, scores, labels, bitmaps = exported.run(np.full((1, 1, 3), 90, np.uint8))
+    assert len(bboxes) == len(scores) == len(labels)
+    assert bitmaps.shape == (len(bboxes), 1, 1)
+
+
+def test_only_standard_operators(exported):
+    assert {node.domain for node in exported.graph.graph.node} == {''}
+    assert [opset.domain for opset in exported.graph.opset_import] == ['']
+
+
+def test_no_detection():
+    pytest.importorskip('onnx')
+    onnxruntime = pytest.importorskip('onnxruntime')
+    model = build(PLUS_CONFIG)
+    model.bbox_head.test_cfg.score_thr = 1.0
+    graph = make_graph(model, PIPELINE, {})
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
+    outputs = session.run(None, {'image': draw((40, 70))})
+    assert [output.shape for output in outputs] == [(0, 4), (0,), (0,), (0, 40, 70)]
+
+
+def test_resize_is_that_of_opencv():
+    rng = np.random.default_rng(0)
+    for height, width, new_height, new_width in [(40, 60, 97, 31), (9, 1, 30, 30), (64, 64, 32, 32), (7, 8, 7, 8)]:
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        sizes = torch.tensor([height, width]), torch.tensor([new_height, new_width])
+        expected = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+        assert (resize(torch.from_numpy(image), *sizes).numpy() == expected).all()
+
+
+@pytest.mark.parametrize(
+    'nms',
+    [
+        dict(type='nms', iou_threshold=0.3),
+        dict(type='nms', iou_threshold=0.3, offset=1, class_agnostic=True, max_num=3),
+        dict(type='soft_nms', method='gaussian', sigma=0.5, min_score=0.2),
+        dict(type='soft_nms', method='gaussian', sigma=0.3, min_score=0.95, class_agnostic=True),
+    ],
+    ids=str,
+)
+def test_suppression_is_that_of_mmcv(nms):
+    torch.manual_seed(0)
+    corners = 40 * torch.rand(30, 2)
+    results = InstanceData(
+        bboxes=torch.cat([corners, corners + 5 + 20 * torch.rand(30, 2)], dim=1),
+        scores=torch.rand(30) * 0.9,
+        labels=torch.randint(2, (30,)),
+    )
+    expected = EmbedMaskNMS(Config(dict(nms=nms)).nms)(results.clone(), PixelGrid(torch.zeros(2, 1, 1), 8, 0.5))
+    selected = BatchedNMS(nms, 'test')(results.clone())
+    assert 0 < len(expected) < 30
+    torch.testing.assert_close(selected.bboxes, expected.bboxes)
+    torch.testing.assert_close(selected.scores, expected.scores)
+
+
+def linear_soft_nms(model, pipeline):
+    model.mask_head.refinements[-1].nms.method = 'linear'
+
+
+def unknown_refinement(model, pipeline):
+    model.mask_head.refinements.append(json)
+
+
+def unknown_frame(model, pipeline):
+    model.frame.__class__ = type('MyFrame', (EmbedMaskBoxFrame,), {})
+
+
+def unknown_step(model, pipeline):
+    pipeline.append(dict(type='Pad', size_divisor=64))
+
+
+def unknown_model(model, pipeline):
+    model.__class__ = type('MyEmbedMask', (type(model),), {})
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (linear_soft_nms, 'EmbedMaskNMS has .*linear.*, which cannot be exported'),
+        (unknown_refinement, 'the refinement module cannot be exported. Remove it from test_cfg.refine'),
+        (unknown_frame, 'the frame MyFrame cannot be exported'),
+        (unknown_step, "the test pipeline has .*'Pad'.*, which cannot be exported"),
+        (unknown_model, 'MyEmbedMask cannot be exported'),
+    ],
+)
+def test_what_cannot_be_exported_is_named(change, message):
+    model, pipeline = build(PLUS_CONFIG), list(PIPELINE)
+    change(model, pipeline)
+    with pytest.raises(InputError, match=message):
+        ExportableSegmentor(model, pipeline)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Write a config, its checkpoint and an image."""
+    folder = tmp_path_factory.mktemp('export')
+    cfg = tiny_cfg(folder, folder)
+    cfg.model.test_cfg.update(score_thr=0.0, max_per_img=20)
+    cfg.model.frame.coord_scale = 16
+    cfg.dump(folder / 'config.py')
+    checkpoint = dict(state_dict=build(COCO_CONFIG).state_dict(), meta=dict(dataset_meta=dict(classes=CLASSES)))
+    torch.save(checkpoint, folder / 'weights.pth')
+    cv2.imwrite(str(folder / 'image.png'), draw((70, 90)))
+    return folder
+
+
+def test_tool_writes_and_verifies(folder):
+    onnx = pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    ran = run_script(TOOL, ['config.py', 'weights.pth', '--out', 'model.onnx', '--verify', 'image.png'], folder)
+    assert ran.code == 0, ran.stderr[-2000:]
+    assert 'written to model.onnx' in ran.stdout
+    assert '20 detections, 20 with PyTorch' in ran.stdout
+    metadata = {entry.key: entry.value for entry in onnx.load(folder / 'model.onnx').metadata_props}
+    assert json.loads(metadata['classes']) == list(CLASSES)
+    assert json.loads(metadata['thresholds']) == dict(score_thr=0.0, mask_thr=0.53)
+    assert json.loads(metadata['versions'])['torch'] == torch.__version__
+    assert "type='EmbedMask'" in metadata['config']
+
+
+def test_verification_notices_other_masks(folder, monkeypatch):
+    """The exit code says that the file differs."""
+    pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    monkeypatch.setattr(masks, 'BOX_PADDING', 0)
+    ran = run_script(TOOL, ['config.py', 'weights.pth', '--out', 'other.onnx', '--verify', 'image.png'], folder)
+    assert ran.code == 1 and not ran.stderr.count('Traceback'), ran.stderr[-2000:]
+    assert '20 detections, 20 with PyTorch' in ran.stdout
+    assert '0 of' not in ran.stdout and 'mask pixels differ' in ran.stdout
+
+
+def test_missing_package_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    ran = run_script(TOOL, ['config.py', 'weights.pth', '--out', 'none.onnx'], folder)
+    assert ran.code == 1
+    assert 'Install it with `pip install onnx onnxruntime`' in ran.stderr
+    assert not (folder / 'none.onnx').exists()
+
+
+def test_missing_folder_is_named(folder):
+    ran = run_script(TOOL, ['config.py', 'weights.pth', '--out', 'no/model.onnx'], folder)
+    assert ran.code == 1
+    assert 'the folder no of --out does not exist' in ran.stderr
+
+
+def test_resizing_to_one_pixel_is_corrected():
+    onnx = pytest.importorskip('onnx')
+    node = onnx.helper.make_node('Resize', ['x'], ['y'], coordinate_transformation_mode='pytorch_half_pixel')
+    graph = onnx.helper.make_model(onnx.helper.make_graph([node], 'test', [], []))
+    correct_resizing(graph)
+    assert graph.graph.node[0].attribute[0].s == b'half_pixel'
