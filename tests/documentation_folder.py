@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
+from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from embedmask_mmdet.datasets.coco import encode_instance
+from embedmask_mmdet.deployment.export import make_graph
 from tests.builders import COCO_CONFIG, PLUS_CONFIG, ROOT, draw_shapes, tiny_model_cfg
 
 COCO_CLASSES = CocoDataset.METAINFO['classes']
@@ -137,6 +140,16 @@ def write_authors_checkpoint(path: Path) -> None:
     torch.save(dict(model={f'module.{name}': torch.zeros(1).expand(shape) for name, shape in shapes.items()}), path)
 
 
+def write_onnx(path: Path, config: Path) -> None:
+    """Write the ONNX file of a config's model, if onnx is installed."""
+    if importlib.util.find_spec('onnx') is None:
+        return
+    cfg = Config.fromfile(config)
+    classes = dict(classes=json.dumps(cfg.metainfo.classes))
+    graph = make_graph(MODELS.build(cfg.model).eval(), get_test_pipeline_cfg(cfg), classes)
+    path.write_bytes(graph.SerializeToString())
+
+
 def make_documentation_folder(folder: Path) -> Path:
     """Write configs, data, images and checkpoints under the names that the documentation has for them."""
     (folder / 'configs').mkdir()
@@ -151,5 +164,6 @@ def make_documentation_folder(folder: Path) -> Path:
     for name in ('epoch_12.pth', 'work_dirs/embedmask_r50_1x_coco/epoch_12.pth', 'models/embedmask_r50.pth'):
         write_checkpoint(folder / name, folder / 'configs/embedmask_r50_1x_coco.py')
     write_checkpoint(folder / NUCLEI_CHECKPOINT, folder / 'configs/embedmask-plus_r18_nuclei.py')
+    write_onnx(folder / 'model.onnx', folder / 'configs/embedmask-plus_r18_nuclei.py')
     write_authors_checkpoint(folder / 'models/embed_mask_R50_1x.pth')
     return folder

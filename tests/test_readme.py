@@ -109,6 +109,7 @@ RULES = {
     'tools/misc/check_data.py': Rule(says='0 errors'),
     'fill_in.py': Rule(covered_by='tests/test_datasets.py::test_fill_in_computes_what_annotations_lack'),
     'from_labels.py': Rule(covered_by='tests/test_datasets.py::test_label_images_become_annotations'),
+    'tools/deployment/export_onnx.py': Rule(covered_by='tests/test_export_onnx.py::test_tool_writes_and_verifies'),
     'demo/image_demo.py': Rule(says='2 of 2 drawn'),
 }
 
@@ -299,6 +300,9 @@ def test_python(block, folder_of_docs):
         bboxes=torch.tensor([[10.0, 20.0, 300.0, 400.0]] * 3),
         classes=('nucleus',),
     )
+    if 'onnxruntime' in block:
+        pytest.importorskip('onnx')
+        pytest.importorskip('onnxruntime')
     code = block if torch.cuda.is_available() else block.replace('cuda:0', 'cpu')
     with like_a_process(folder_of_docs):
         exec(compile(code, 'document', 'exec'), given)
