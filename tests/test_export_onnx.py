@@ -22,7 +22,17 @@ from embedmask_mmdet.deployment.verify import compare
 from embedmask_mmdet.errors import InputError
 from embedmask_mmdet.models import EmbedMaskBoxFrame, EmbedMaskNMS
 from embedmask_mmdet.models.refine import PixelGrid
-from tests.builders import CLASSES, COCO_CONFIG, PLUS_CONFIG, ROOT, build_responsive_detector, draw_shapes, tiny_cfg
+from tests.builders import (
+    CLASSES,
+    COCO_CONFIG,
+    PLUS_CONFIG,
+    ROOT,
+    build_responsive_detector,
+    draw_shapes,
+    tiny_cfg,
+    tiny_detector,
+    tiny_model_cfg,
+)
 from tests.scripts import run_script
 
 TOOL = ROOT / 'tools' / 'deployment' / 'export_onnx.py'
@@ -180,6 +190,14 @@ def test_what_cannot_be_exported_is_named(change, message):
     change(model, pipeline)
     with pytest.raises(InputError, match=message):
         ExportableSegmentor(model, pipeline)
+
+
+def test_deformable_convolution_is_named():
+    pytest.importorskip('onnx')
+    cfg = tiny_model_cfg()
+    cfg.mask_head.dcn_on_last_conv = True
+    with pytest.raises(InputError, match='the model needs MMCVModulatedDeformConv2d, which ONNX does not have'):
+        make_graph(tiny_detector(cfg).eval(), PIPELINE, {})
 
 
 @pytest.fixture(scope='module')

@@ -99,10 +99,12 @@ def make_graph(model: EmbedMask, pipeline: Sequence[dict], metadata: Mapping[str
     graph = trace(ExportableSegmentor(model, pipeline).eval())
     correct_resizing(graph)
     onnx.helper.set_model_props(graph, dict(metadata))
-    onnx.checker.check_model(graph)
-    foreign = {f'{node.domain}.{node.op_type}' for node in graph.graph.node if node.domain}
+    foreign = {node.op_type for node in graph.graph.node if node.domain}
     if foreign:
-        raise InputError(f'{", ".join(sorted(foreign))} are not operators of ONNX. Use a config without them.')
+        raise InputError(
+            f'the model needs {", ".join(sorted(foreign))}, which ONNX does not have. Use a config without it.'
+        )
+    onnx.checker.check_model(graph)
     return graph
 
 

@@ -12,19 +12,37 @@ from torch.onnx.operators import shape_as_tensor
 
 from embedmask_mmdet.deployment.preprocessing import Sizes
 from embedmask_mmdet.models import EmbedMaskMaskHead
+from embedmask_mmdet.models.frames.location_frame import NUM_SPATIAL
 from embedmask_mmdet.ops.mask_stage import BOX_PADDING, OUTSIDE
 
 
-def log_probs(pixel_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor) -> Tensor:
-    """Compute what :func:`embedmask_mmdet.ops.embedding_log_prob` describes.
-
-    One channel after the other, so that memory does not grow with their number. A matrix product would need fewer
-    operators, but rounds differently.
-    """
+def spatial_distances(pixel_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor) -> Tensor:
+    """Sum ``margin * (pixel - proposal) ** 2`` channel by channel, so that memory does not grow with their number."""
     channels = zip(pixel_embed.unbind(0), proposal_embed.unbind(1), proposal_margin.unbind(1))
-    return -sum(
+    return sum(
         margin[:, None, None] * (pixel - proposal[:, None, None]).square() for pixel, proposal, margin in channels
     )
+
+
+def other_distances(pixel_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor) -> Tensor:
+    """Compute the same sum as a matrix product, which is faster, but rounds worse where embeddings are large."""
+    pixels = pixel_embed.flatten(1)
+    weighted = proposal_margin * proposal_embed
+    constants = (weighted * proposal_embed).sum(1, keepdim=True)
+    products = torch.cat([proposal_margin, -2 * weighted], dim=1) @ torch.cat([pixels.square(), pixels])
+    return (products + constants).unflatten(1, pixel_embed.shape[1:])
+
+
+def log_probs(pixel_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor) -> Tensor:
+    """Compute what :func:`embedmask_mmdet.ops.embedding_log_prob` describes."""
+    # Only coordinates are large.
+    spatial = spatial_distances(
+        pixel_embed[:NUM_SPATIAL], proposal_embed[:, :NUM_SPATIAL], proposal_margin[:, :NUM_SPATIAL]
+    )
+    other = other_distances(
+        pixel_embed[NUM_SPATIAL:], proposal_embed[:, NUM_SPATIAL:], proposal_margin[:, NUM_SPATIAL:]
+    )
+    return -(spatial + other)
 
 
 def inside_boxes(bboxes: Tensor, grid_shape: Tensor, cell: float) -> Tensor:
