@@ -66,7 +66,8 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
     try:
-        import_optional('onnx')
+        for package in ('onnx', 'onnxruntime') if args.verify else ('onnx',):
+            import_optional(package)
         inferencer = EmbedMaskInferencer(cfg, args.checkpoint, device='cpu')
         export_onnx(cfg, inferencer.model, inferencer.classes, args.out)
         print(f'written to {args.out}', flush=True)
