@@ -259,3 +259,10 @@ def test_resizing_to_one_pixel_is_corrected():
     graph = onnx.helper.make_model(onnx.helper.make_graph([node], 'test', [], []))
     correct_resizing(graph)
     assert graph.graph.node[0].attribute[0].s == b'half_pixel'
+
+
+def test_what_a_user_made_is_not_written_over(folder):
+    before = (folder / 'config.py').read_bytes()
+    ran = run_script(TOOL, ['config.py', 'weights.pth', '--out', 'config.py'], folder)
+    assert ran.code == 1 and '--out must end with .onnx, got config.py' in ran.stderr
+    assert (folder / 'config.py').read_bytes() == before

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from embedmask_mmdet.engine.data_checks.reading import read_annotation_file
 from embedmask_mmdet.errors import InputError, name_some
 from embedmask_mmdet.fileio import write_atomically
 
@@ -76,17 +77,11 @@ def read_annotations(path: Path) -> dict[str, list]:
         InputError: If it is not one.
     """
     try:
-        content = json.loads(path.read_text())
+        content = read_annotation_file(path)
     except OSError as error:
         raise InputError(f'{path} cannot be read: {error.strerror}. Check the path.') from error
-    except ValueError as error:
-        raise InputError(f'{path} is not JSON ({error}). Export it again, as COCO JSON.') from error
-    keys = ('images', 'annotations', 'categories')
-    missing = [key for key in keys if key not in content] if isinstance(content, dict) else keys
-    if missing:
-        raise InputError(
-            f'{path} has no "{missing[0]}", so it is not an annotation file of COCO\'s format. Convert it first.'
-        )
+    if 'annotations' not in content:
+        raise InputError(f'{path} has no "annotations", so nothing can be proposed. Export it with annotations.')
     return content
 
 

@@ -37,6 +37,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     check_config(args.config)
     check_checkpoint(args.checkpoint)
+    if args.out.suffix != '.onnx':
+        fail(f'--out must end with .onnx, got {args.out}. Other files are not written over.')
     if not args.out.parent.is_dir():
         fail(f'the folder {args.out.parent} of --out does not exist. Make it, or choose another.')
     return args

@@ -124,12 +124,7 @@ def draw_matrix(labels: Labels, counts: dict) -> Html:
         cells = [shade(counts[truth, f], total, '31, 157, 58' if truth == f else '232, 113, 10') for f in keys]
         rows.append([element('b', labels.names[truth] if truth is not None else 'nothing (invented)'), *cells])
     rows[-1][-1] = element('td', '', class_='cell')
-    return table(['label', *labels.names.values(), 'missed'], [list(map(element_or_cell, row)) for row in rows])
-
-
-def element_or_cell(value: Html) -> Html:
-    """Wrap what is not a cell of a table yet."""
-    return value if value.startswith('<td') else element('td', value)
+    return table(['label', *labels.names.values(), 'missed'], rows)
 
 
 def list_confusions(labels: Labels, counts: dict) -> Html:

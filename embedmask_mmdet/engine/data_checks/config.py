@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from embedmask_mmdet.engine.data_checks.datasets import NUM_IMAGES, find_dataset_problems
 from embedmask_mmdet.engine.data_checks.findings import ERROR, Finding, collect_findings, error
 from embedmask_mmdet.engine.data_checks.metrics import find_metric_problems
-from embedmask_mmdet.engine.data_checks.pipelines import INSTEAD
+from embedmask_mmdet.engine.data_checks.pipelines import BATCH_AUGMENTS, find_moves_without_masks
 from embedmask_mmdet.errors import InputError
 
 PARTS = ('train', 'val', 'test')
@@ -73,12 +73,7 @@ def find_part_problems(cfg: Config, part: str, num_images: int | None) -> list[F
 def find_batch_augments(cfg: Config) -> Iterator[Finding]:
     """Check the batch augmentations of a config."""
     augments = cfg.get('model', {}).get('data_preprocessor', {}).get('batch_augments') or ()
-    for augment in augments:
-        if augment['type'] in INSTEAD:
-            yield error(
-                f'{augment["type"]} in model.data_preprocessor.batch_augments moves images and boxes, but not masks, '
-                f'so masks would be wrong. Use {INSTEAD[augment["type"]]} instead.'
-            )
+    yield from find_moves_without_masks([augment['type'] for augment in augments], BATCH_AUGMENTS)
 
 
 def find_problems(cfg: Config, num_images: int | None = NUM_IMAGES) -> list[Finding]:

@@ -16,6 +16,12 @@ INSTEAD = dict(
     BatchSyncRandomResize='RandomChoiceResize in the pipeline of train_dataloader',
     BatchResize='Resize in the pipeline of train_dataloader',
 )
+BATCH_AUGMENTS = 'model.data_preprocessor.batch_augments'
+
+
+def name_type(part: object) -> str:
+    """Return the name of the type of a transform."""
+    return type(part).__name__
 
 
 def flatten_transforms(transforms: Iterable) -> Iterator[Callable]:
@@ -41,14 +47,14 @@ def list_all_transforms(dataset: object) -> list[Callable]:
     return wrapped + list_transforms(dataset)
 
 
-def find_moves_without_masks(parts: Iterable[object], where: str) -> Iterator[Finding]:
+def find_moves_without_masks(names: Iterable[str], where: str) -> Iterator[Finding]:
     """Find parts that leave masks where they were.
 
     Args:
-        parts: Transforms or batch augmentations.
+        names: Types of transforms or batch augmentations.
         where: Key of the config, for messages.
     """
-    for name in dict.fromkeys(type(part).__name__ for part in parts):
+    for name in dict.fromkeys(names):
         if name in INSTEAD:
             yield error(
                 f'{name} in {where} moves images and boxes, but not masks, so masks would be wrong. Use '
@@ -58,7 +64,7 @@ def find_moves_without_masks(parts: Iterable[object], where: str) -> Iterator[Fi
 
 def find_pipeline_problems(dataset: object) -> Iterator[Finding]:
     """Check the transforms of a dataset or wrapper."""
-    yield from find_moves_without_masks(list_all_transforms(dataset), 'a pipeline')
+    yield from find_moves_without_masks(map(name_type, list_all_transforms(dataset)), 'a pipeline')
 
 
 def find_loading_without_masks(dataset: object) -> Iterator[Finding]:
@@ -74,4 +80,4 @@ def find_loading_without_masks(dataset: object) -> Iterator[Finding]:
 def find_batch_augment_problems(data_preprocessor: object) -> Iterator[Finding]:
     """Check the batch augmentations of a model's data preprocessor."""
     augments = getattr(data_preprocessor, 'batch_augments', None) or ()
-    yield from find_moves_without_masks(augments, 'model.data_preprocessor.batch_augments')
+    yield from find_moves_without_masks(map(name_type, augments), BATCH_AUGMENTS)
