@@ -550,11 +550,11 @@ def test_image_that_breaks_during_training_is_explained(project, monkeypatch):
 def test_tool_lists_errors_and_warnings(project):
     change(project / 'annotations.json', GOOD_EDITS['unknown image'])
     result = run_script(CHECK, ['tiny.py'], project)
-    assert result.code == 0 and result.stdout.splitlines()[-1] == '0 errors, 1 warnings'
+    assert result.code == 0 and result.stdout.splitlines()[-1] == '0 errors, 1 warning'
     change(project / 'val.json', edit_all(area=0))
     result = run_script(CHECK, ['tiny.py', '--all-images', '--cfg-options', 'model.bbox_head.num_classes=3'], project)
     lines = result.stdout.splitlines()[-4:]
-    assert result.code == 1 and lines[-1] == '2 errors, 1 warnings'
+    assert result.code == 1 and lines[-1] == '2 errors, 1 warning'
     assert [line.partition(':')[0] for line in lines[:3]] == ['error', 'error', 'warning']
     assert 'num_classes is 3' in lines[0] and 'val.json: 2 of 2 annotations have an "area" of 0' in lines[1]
 

@@ -19,6 +19,7 @@ from urllib.error import URLError
 import torch
 from torch import distributed
 
+from embedmask_mmdet.cli.config_errors import explain_config_error
 from embedmask_mmdet.engine.data_checks import explain_broken_image, explain_build_error
 from embedmask_mmdet.errors import CheckpointError
 
@@ -37,8 +38,11 @@ def fail_missing(error: FileNotFoundError) -> NoReturn:
 
 
 def check_config(config: str) -> None:
-    """End the program if the config file does not exist; the message lists configs with similar names."""
+    """End the program if the config file cannot be read, or does not exist; then the message lists similar names."""
     if Path(config).expanduser().is_file():
+        message = explain_config_error(config)
+        if message:
+            fail(message)
         return
     known = {path.name: path for path in sorted((ROOT / 'configs').rglob('*.py')) if '_base_' not in path.parts}
     similar = difflib.get_close_matches(Path(config).name, known, n=3, cutoff=0.5)

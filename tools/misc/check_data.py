@@ -53,7 +53,8 @@ def print_findings(findings: list[Finding]) -> int:
     for finding in sorted(findings, key=lambda finding: finding.severity):
         print(f'{finding.severity}: {finding.message}')
     num_errors = sum(finding.severity == 'error' for finding in findings)
-    print(f'{num_errors} errors, {len(findings) - num_errors} warnings')
+    num_warnings = len(findings) - num_errors
+    print(f'{num_errors} error{"s" * (num_errors != 1)}, {num_warnings} warning{"s" * (num_warnings != 1)}')
     return num_errors
 
 
