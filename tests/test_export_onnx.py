@@ -12,13 +12,13 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from embedmask_mmdet.deployment import masks
+from embedmask_mmdet.deployment import grid
 from embedmask_mmdet.deployment.export import correct_resizing, make_graph
 from embedmask_mmdet.deployment.preprocessing import fit_size
 from embedmask_mmdet.deployment.resizing import resize
 from embedmask_mmdet.deployment.segmentor import ExportableSegmentor
 from embedmask_mmdet.deployment.suppression import BatchedNMS
-from embedmask_mmdet.deployment.verify import compare
+from embedmask_mmdet.deployment.verify import compare, finish_masks
 from embedmask_mmdet.errors import InputError
 from embedmask_mmdet.models import EmbedMaskBoxFrame, EmbedMaskNMS
 from embedmask_mmdet.models.refine import PixelGrid
@@ -73,15 +73,20 @@ def draw(size, seed=0):
     return draw_shapes(np.random.default_rng(seed), size, 3)[0]
 
 
+def start(graph):
+    """Return a function that runs an ONNX model."""
+    onnxruntime = pytest.importorskip('onnxruntime')
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
+    return lambda image: session.run(None, {'image': image})
+
+
 @pytest.fixture(scope='module', params=CONFIGS)
 def exported(request):
     """Return a model, the ONNX model and what runs it."""
     pytest.importorskip('onnx')
-    onnxruntime = pytest.importorskip('onnxruntime')
     model = build(CONFIGS[request.param])
     graph = make_graph(model, PIPELINE, dict(classes=json.dumps(CLASSES)))
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
-    return SimpleNamespace(model=model, graph=graph, run=lambda image: session.run(None, {'image': image}))
+    return SimpleNamespace(model=model, graph=graph, run=start(graph))
 
 
 @pytest.mark.parametrize('size', SIZES.values(), ids=SIZES)
@@ -110,15 +115,63 @@ def test_only_standard_operators(exported):
     assert [opset.domain for opset in exported.graph.opset_import] == ['']
 
 
-def test_no_detection():
+def run_grid(graph, image):
+    """Return the outputs of a file with values on the grid, by name, and the masks made of them."""
+    outputs = dict(zip([output.name for output in graph.graph.output], start(graph)(image)))
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    assert metadata['masks'] == 'grid'
+    return outputs, finish_masks(outputs, image.shape[:2], float(metadata['threshold']))
+
+
+def test_grid_gives_the_same_masks(exported):
+    graph = make_graph(exported.model, PIPELINE, {}, masks='grid')
+    for size in SIZES.values():
+        image = draw(size)
+        bboxes, scores, labels, bitmaps = exported.run(image)
+        outputs, masks = run_grid(graph, image)
+        np.testing.assert_array_equal(outputs['bboxes'], bboxes)
+        np.testing.assert_array_equal(outputs['scores'], scores)
+        np.testing.assert_array_equal(outputs['labels'], labels)
+        assert (masks != bitmaps).sum() <= 5
+        sides = outputs['grid_crops'][:, 2:] - outputs['grid_crops'][:, :2]
+        assert sides.min() > 0
+        assert outputs['values'].shape == (sides.prod(1).sum(),)
+        assert (outputs['grid_crops'] >= 0).all() and (outputs['grid_crops'][:, 2:] <= outputs['grid_size'][::-1]).all()
+        assert (outputs['crops'] >= 0).all() and (outputs['crops'][:, 2:] <= size[::-1]).all()
+
+
+def test_grid_holds_every_cell_that_pixels_read(exported):
+    outputs, _ = run_grid(make_graph(exported.model, PIPELINE, {}, masks='grid'), draw((231, 180)))
+    size, scale = outputs['grid_size'][::-1], (outputs['grid_size'] / outputs['resized_size'])[::-1]
+    first, last = ((pixels + 0.5) * scale - 0.5 for pixels in (outputs['crops'][:, :2], outputs['crops'][:, 2:] - 1))
+    assert (np.floor(first).clip(min=0) >= outputs['grid_crops'][:, :2]).all()
+    assert (np.ceil(last).clip(max=size - 1) < outputs['grid_crops'][:, 2:]).all()
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_no_detection(config):
     pytest.importorskip('onnx')
-    onnxruntime = pytest.importorskip('onnxruntime')
-    model = build(PLUS_CONFIG)
+    model, image = build(CONFIGS[config]), draw((40, 70))
     model.bbox_head.test_cfg.score_thr = 1.0
-    graph = make_graph(model, PIPELINE, {})
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
-    outputs = session.run(None, {'image': draw((40, 70))})
+    outputs = start(make_graph(model, PIPELINE, {}))(image)
     assert [output.shape for output in outputs] == [(0, 4), (0,), (0,), (0, 40, 70)]
+    outputs, masks = run_grid(make_graph(model, PIPELINE, {}, masks='grid'), image)
+    assert outputs['crops'].shape == outputs['grid_crops'].shape == (0, 4)
+    assert outputs['values'].shape == (0,) and masks.shape == (0, 40, 70)
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+@pytest.mark.parametrize('count', [1, 300])
+def test_number_of_detections(config, count):
+    pytest.importorskip('onnx')
+    model, image = build(CONFIGS[config]), draw((231, 180))
+    model.bbox_head.test_cfg.update(max_per_img=count, nms=dict(type='nms', iou_threshold=0.99))
+    for refinement in model.mask_head.refinements:
+        if isinstance(refinement, EmbedMaskNMS):
+            refinement.nms.min_score = 0.0
+    deviation = compare(start(make_graph(model, PIPELINE, {}))(image), predict(model, image))
+    assert deviation.num_detections == deviation.num_expected == count
+    assert deviation.is_small, str(deviation)
 
 
 def test_resize_is_that_of_opencv():
@@ -232,7 +285,7 @@ def test_verification_notices_other_masks(folder, monkeypatch):
     """The exit code says that the file differs."""
     pytest.importorskip('onnx')
     pytest.importorskip('onnxruntime')
-    monkeypatch.setattr(masks, 'BOX_PADDING', 0)
+    monkeypatch.setattr(grid, 'BOX_PADDING', 0)
     ran = run_script(TOOL, ['config.py', 'weights.pth', '--out', 'other.onnx', '--verify', 'image.png'], folder)
     assert ran.code == 1 and not ran.stderr.count('Traceback'), ran.stderr[-2000:]
     assert '20 detections, 20 with PyTorch' in ran.stdout

@@ -31,7 +31,6 @@ DYNAMIC_AXES = {
     'bboxes': {0: 'detections'},
     'scores': {0: 'detections'},
     'labels': {0: 'detections'},
-    'masks': {0: 'detections', 1: 'height', 2: 'width'},
 }
 PACKAGES = ('embedmask_mmdet', 'mmdet', 'mmcv', 'torch')
 
@@ -42,6 +41,7 @@ def trace(segmentor: ExportableSegmentor) -> onnx.ModelProto:
     image = torch.zeros(*TRACED_SIZE, 3, dtype=torch.uint8)
     # The dynamo exporter, the default from version 2.9 on, cannot count what nonzero finds.
     options = {'dynamo': False} if 'dynamo' in inspect.signature(torch.onnx.export).parameters else {}
+    axes = {**DYNAMIC_AXES, **segmentor.masks.axes}
     buffer = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # about sizes of the traced image, none of which the graph keeps
@@ -51,8 +51,8 @@ def trace(segmentor: ExportableSegmentor) -> onnx.ModelProto:
             buffer,
             opset_version=OPSET,
             input_names=['image'],
-            output_names=list(DYNAMIC_AXES)[1:],
-            dynamic_axes=DYNAMIC_AXES,
+            output_names=list(axes)[1:],
+            dynamic_axes=axes,
             **options,
         )
     return onnx.load_from_string(buffer.getvalue())
@@ -84,21 +84,25 @@ def describe(cfg: Config, model: EmbedMask, classes: Sequence[str]) -> dict[str,
     )
 
 
-def make_graph(model: EmbedMask, pipeline: Sequence[dict], metadata: Mapping[str, str]) -> onnx.ModelProto:
+def make_graph(
+    model: EmbedMask, pipeline: Sequence[dict], metadata: Mapping[str, str], masks: str = 'image'
+) -> onnx.ModelProto:
     """Make the complete ONNX model.
 
     Args:
         model: With trained weights, on the CPU, in evaluation mode.
         pipeline: Configs of the steps of the test pipeline.
         metadata: What the file says about itself.
+        masks: What to give for masks, a name of ``MASK_OUTPUTS``.
 
     Raises:
         InputError: If a part cannot be exported, or a package is missing.
     """
     onnx = import_optional('onnx')
-    graph = trace(ExportableSegmentor(model, pipeline).eval())
+    segmentor = ExportableSegmentor(model, pipeline, masks).eval()
+    graph = trace(segmentor)
     correct_resizing(graph)
-    onnx.helper.set_model_props(graph, dict(metadata))
+    onnx.helper.set_model_props(graph, {**metadata, **segmentor.masks.metadata})
     foreign = {node.op_type for node in graph.graph.node if node.domain}
     if foreign:
         raise InputError(
@@ -108,7 +112,7 @@ def make_graph(model: EmbedMask, pipeline: Sequence[dict], metadata: Mapping[str
     return graph
 
 
-def export_onnx(cfg: Config, model: EmbedMask, classes: Sequence[str], out: str | Path) -> None:
+def export_onnx(cfg: Config, model: EmbedMask, classes: Sequence[str], out: str | Path, masks: str = 'image') -> None:
     """Write a detector, its test pipeline and its metadata to an ONNX file.
 
     Args:
@@ -116,10 +120,11 @@ def export_onnx(cfg: Config, model: EmbedMask, classes: Sequence[str], out: str 
         model: With trained weights, on the CPU, in evaluation mode.
         classes: Names of the classes.
         out: File to write; it appears complete or not at all.
+        masks: What to give for masks, a name of ``MASK_OUTPUTS``.
 
     Raises:
         InputError: If a part cannot be exported, or a package is missing.
         OSError: If the file cannot be written.
     """
-    graph = make_graph(model, get_test_pipeline_cfg(cfg), describe(cfg, model, classes))
+    graph = make_graph(model, get_test_pipeline_cfg(cfg), describe(cfg, model, classes), masks)
     write_atomically(out, graph.SerializeToString())

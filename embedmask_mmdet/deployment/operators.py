@@ -1,10 +1,15 @@
-"""Operators of ONNX that PyTorch's exporter does not make by itself. In PyTorch, mmcv computes them."""
+"""Operators of ONNX that PyTorch's exporter does not make by itself, or only in many steps.
+
+Loops of a graph are scripted, and can only call operators that PyTorch knows: ``torch.ops.embedmask_onnx``.
+"""
 
 from __future__ import annotations
 
 import mmcv.ops
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.onnx import register_custom_op_symbolic, symbolic_helper
 
 
 class NonMaxSuppression(torch.autograd.Function):
@@ -54,3 +59,36 @@ class RoiAlign(torch.autograd.Function):
             sampling_ratio_i=1,
             spatial_scale_f=scale,
         )
+
+
+def crop(x: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """Cut the last two axes from `begin` to `end`, both int64 ``(2,)``."""
+    (top, left), (bottom, right) = begin.tolist(), end.tolist()
+    return x[..., top:bottom, left:right].clone()
+
+
+def crop_symbolic(g, x, begin, end):
+    """Write :func:`crop` as one operator."""
+    return g.op('Slice', x, begin, end, g.op('Constant', value_t=torch.tensor([-2, -1])))
+
+
+def pad(x: Tensor, sides: Tensor, value: float) -> Tensor:
+    """Grow all axes: `sides` is int64 ``(2 * x.ndim,)``, as ONNX has it, first how much is before on each axis."""
+    before, after = sides.view(2, x.ndim).flip(1).tolist()
+    return functional.pad(x, [side for sides in zip(before, after) for side in sides], value=value)
+
+
+@symbolic_helper.parse_args('v', 'v', 'f')
+def pad_symbolic(g, x, sides, value):
+    """Write :func:`pad` as one operator."""
+    # Without a value, it pads with 0 or False.
+    constants = [g.op('Constant', value_t=torch.tensor(value))] if value else []
+    return g.op('Pad', x, sides, *constants)
+
+
+LIBRARY = torch.library.Library('embedmask_onnx', 'DEF')
+LIBRARY.define('crop(Tensor x, Tensor begin, Tensor end) -> Tensor')
+LIBRARY.define('pad(Tensor x, Tensor sides, float value) -> Tensor')
+for function, symbolic in ((crop, crop_symbolic), (pad, pad_symbolic)):
+    LIBRARY.impl(function.__name__, function, 'CompositeExplicitAutograd')
+    register_custom_op_symbolic(f'embedmask_onnx::{function.__name__}', symbolic, 16)

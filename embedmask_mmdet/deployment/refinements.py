@@ -9,14 +9,15 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from embedmask_mmdet import ops
+from embedmask_mmdet.deployment.grid import MaskGrid, find_crops
+from embedmask_mmdet.deployment.masks import MaskStage
 from embedmask_mmdet.deployment.operators import RoiAlign
 from embedmask_mmdet.deployment.suppression import BatchedNMS
 from embedmask_mmdet.errors import InputError
 from embedmask_mmdet.models import EmbedMaskBoxesFromMasks, EmbedMaskCertainty, EmbedMaskNMS
-from embedmask_mmdet.models.refine import PixelGrid
 from embedmask_mmdet.models.refine.certainty import POINTS
 
-Refinement = Callable[[InstanceData, PixelGrid], InstanceData]
+Refinement = Callable[[InstanceData, MaskGrid], InstanceData]
 
 
 def find_extent(is_on: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,27 +28,20 @@ def find_extent(is_on: Tensor) -> tuple[Tensor, Tensor]:
     return start, end
 
 
-def mask_bboxes(masks: Tensor) -> Tensor:
-    """Compute what :func:`embedmask_mmdet.structures.mask_bboxes` describes."""
-    # Graphs have no maximum of truth values.
-    counts = masks.to(torch.uint8).float()
-    x1, x2 = find_extent(counts.amax(1) > 0)
-    y1, y2 = find_extent(counts.amax(2) > 0)
-    return torch.stack([x1, y1, x2, y2], dim=1).float()
-
-
 class Certainty:
     """Multiply each score by the mean probability inside the mask, as ``EmbedMaskCertainty``.
 
     Args:
         refinement: Of the detector.
+        stage: Of the detector.
     """
 
-    def __init__(self, refinement: EmbedMaskCertainty) -> None:
+    def __init__(self, refinement: EmbedMaskCertainty, stage: MaskStage) -> None:
         pass
 
-    def __call__(self, results: InstanceData, pixels: PixelGrid) -> InstanceData:
+    def __call__(self, results: InstanceData, grid: MaskGrid) -> InstanceData:
         """Lower the scores of an image's detections."""
+        pixels = grid.pixels
         points = RoiAlign.apply(pixels.pixel_embed[None], results.crop_bboxes, POINTS, 1 / pixels.stride)
         prob = ops.point_log_prob(points, results.proposal_embed, results.proposal_margin).exp()
         inside = (prob > pixels.mask_thr).float()
@@ -61,14 +55,18 @@ class BoxesFromMasks:
 
     Args:
         refinement: Of the detector.
+        stage: Of the detector.
     """
 
-    def __init__(self, refinement: EmbedMaskBoxesFromMasks) -> None:
+    def __init__(self, refinement: EmbedMaskBoxesFromMasks, stage: MaskStage) -> None:
         self.weight = refinement.weight
+        self.stage = stage
 
-    def __call__(self, results: InstanceData, pixels: PixelGrid) -> InstanceData:
+    def __call__(self, results: InstanceData, grid: MaskGrid) -> InstanceData:
         """Move the boxes of an image's detections."""
-        bboxes = mask_bboxes(results.masks)
+        rows, columns = self.stage.find_extents(results, find_crops(results.crop_bboxes, grid), grid)
+        (x1, x2), (y1, y2) = find_extent(columns), find_extent(rows)
+        bboxes = torch.stack([x1, y1, x2, y2], dim=1).float()
         is_empty = (bboxes[:, 2:] <= bboxes[:, :2]).any(dim=1, keepdim=True)
         results.bboxes = torch.where(is_empty, results.bboxes, results.bboxes.lerp(bboxes, self.weight))
         return results
@@ -79,15 +77,16 @@ class Suppression:
 
     Args:
         refinement: Of the detector.
+        stage: Of the detector.
 
     Raises:
         InputError: If its NMS cannot be exported.
     """
 
-    def __init__(self, refinement: EmbedMaskNMS) -> None:
+    def __init__(self, refinement: EmbedMaskNMS, stage: MaskStage) -> None:
         self.nms = BatchedNMS(refinement.nms, 'EmbedMaskNMS')
 
-    def __call__(self, results: InstanceData, pixels: PixelGrid) -> InstanceData:
+    def __call__(self, results: InstanceData, grid: MaskGrid) -> InstanceData:
         """Select among an image's detections."""
         return self.nms(results)
 
@@ -99,8 +98,12 @@ EXPORTABLE: dict[type, Callable[..., Refinement]] = {
 }
 
 
-def make_refinement(refinement: object) -> Refinement:
+def make_refinement(refinement: object, stage: MaskStage) -> Refinement:
     """Make the part of a graph that does what a refinement does.
+
+    Args:
+        refinement: Of the detector.
+        stage: Of the detector.
 
     Raises:
         InputError: If it cannot be exported.
@@ -112,4 +115,4 @@ def make_refinement(refinement: object) -> Refinement:
             f'the refinement {type(refinement).__name__} cannot be exported. Remove it from test_cfg.refine; these can '
             f'be exported: {names}.'
         )
-    return maker(refinement)
+    return maker(refinement, stage)

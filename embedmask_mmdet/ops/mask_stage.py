@@ -84,11 +84,16 @@ class MaskStage:
 
     @property
     def outside_value(self) -> float:
-        """Value of cells outside a box, in what is resized to the image.
+        """Value of cells outside a box, in what is resized to the image."""
+        return find_outside_value(self.mask_thr, self.resize_prob)
 
-        It is at most the double of :attr:`log_thr`, so that no threshold lets a mask leave its box.
-        """
-        return 0.0 if self.resize_prob else min(OUTSIDE, 2 * self.log_thr)
+
+def find_outside_value(mask_thr: float, resize_prob: bool) -> float:
+    """Find :attr:`MaskStage.outside_value`.
+
+    It is at most the double of the threshold's logarithm, so that no threshold lets a mask leave its box.
+    """
+    return 0.0 if resize_prob else min(OUTSIDE, 2 * math.log(mask_thr))
 
 
 def box_cells(bboxes: Tensor, grid_shape: tuple[int, int], cell: float, padding: int = BOX_PADDING) -> Tensor:

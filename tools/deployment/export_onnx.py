@@ -17,6 +17,7 @@ from mmengine.config import Config, DictAction
 
 from embedmask_mmdet.cli.launch import check_checkpoint, check_config, fail
 from embedmask_mmdet.deployment.export import export_onnx
+from embedmask_mmdet.deployment.outputs import MASK_OUTPUTS
 from embedmask_mmdet.deployment.packages import import_optional
 from embedmask_mmdet.deployment.verify import Verifier
 from embedmask_mmdet.errors import CheckpointError, InputError
@@ -30,6 +31,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config')
     parser.add_argument('checkpoint')
     parser.add_argument('--out', type=Path, required=True, help='ONNX file to write')
+    parser.add_argument(
+        '--masks',
+        choices=list(MASK_OUTPUTS),
+        default='image',
+        help='image: bitmaps (the default). grid: values in small crops, from which bitmaps can be made',
+    )
     parser.add_argument('--verify', nargs='+', default=[], metavar='IMAGES', help='files or folders to compare with')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, default={}, help='key=value, replaces a setting of the config'
@@ -71,7 +78,7 @@ def main() -> None:
         for package in ('onnx', 'onnxruntime') if args.verify else ('onnx',):
             import_optional(package)
         inferencer = EmbedMaskInferencer(cfg, args.checkpoint, device='cpu')
-        export_onnx(cfg, inferencer.model, inferencer.classes, args.out)
+        export_onnx(cfg, inferencer.model, inferencer.classes, args.out, args.masks)
         print(f'written to {args.out}', flush=True)
         if args.verify and not verify(Verifier(args.out, inferencer), args.verify):
             sys.exit(1)
