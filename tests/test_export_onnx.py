@@ -14,9 +14,9 @@ from mmengine.structures import InstanceData
 
 from embedmask_mmdet.deployment import grid
 from embedmask_mmdet.deployment.export import correct_resizing, make_graph
+from embedmask_mmdet.deployment.kinds import DEFAULT_KIND, KINDS
 from embedmask_mmdet.deployment.preprocessing import fit_size
 from embedmask_mmdet.deployment.resizing import resize
-from embedmask_mmdet.deployment.segmentor import ExportableSegmentor
 from embedmask_mmdet.deployment.suppression import BatchedNMS
 from embedmask_mmdet.deployment.verify import compare, finish_masks
 from embedmask_mmdet.errors import InputError
@@ -124,7 +124,7 @@ def run_grid(graph, image):
 
 
 def test_grid_gives_the_same_masks(exported):
-    graph = make_graph(exported.model, PIPELINE, {}, masks='grid')
+    graph = make_graph(exported.model, PIPELINE, {}, KINDS['image', 'grid'])
     for size in SIZES.values():
         image = draw(size)
         bboxes, scores, labels, bitmaps = exported.run(image)
@@ -141,7 +141,7 @@ def test_grid_gives_the_same_masks(exported):
 
 
 def test_grid_holds_every_cell_that_pixels_read(exported):
-    outputs, _ = run_grid(make_graph(exported.model, PIPELINE, {}, masks='grid'), draw((231, 180)))
+    outputs, _ = run_grid(make_graph(exported.model, PIPELINE, {}, KINDS['image', 'grid']), draw((231, 180)))
     size, scale = outputs['grid_size'][::-1], (outputs['grid_size'] / outputs['resized_size'])[::-1]
     first, last = ((pixels + 0.5) * scale - 0.5 for pixels in (outputs['crops'][:, :2], outputs['crops'][:, 2:] - 1))
     assert (np.floor(first).clip(min=0) >= outputs['grid_crops'][:, :2]).all()
@@ -155,7 +155,7 @@ def test_no_detection(config):
     model.bbox_head.test_cfg.score_thr = 1.0
     outputs = start(make_graph(model, PIPELINE, {}))(image)
     assert [output.shape for output in outputs] == [(0, 4), (0,), (0,), (0, 40, 70)]
-    outputs, masks = run_grid(make_graph(model, PIPELINE, {}, masks='grid'), image)
+    outputs, masks = run_grid(make_graph(model, PIPELINE, {}, KINDS['image', 'grid']), image)
     assert outputs['crops'].shape == outputs['grid_crops'].shape == (0, 4)
     assert outputs['values'].shape == (0,) and masks.shape == (0, 40, 70)
 
@@ -242,7 +242,7 @@ def test_what_cannot_be_exported_is_named(change, message):
     model, pipeline = build(PLUS_CONFIG), list(PIPELINE)
     change(model, pipeline)
     with pytest.raises(InputError, match=message):
-        ExportableSegmentor(model, pipeline)
+        DEFAULT_KIND.build(model, pipeline)
 
 
 def test_deformable_convolution_is_named():

@@ -82,6 +82,3 @@ class GridMasks(nn.Module):
         crops = find_crops(results.crop_bboxes, grid)
         values = self.stage.compute_values(results, crops, grid)
         return to_xyxy(crops.pixels), to_xyxy(crops.cells), values, grid.grid_size, grid.resized_size
-
-
-MASK_OUTPUTS: dict[str, type[ImageMasks] | type[GridMasks]] = {'image': ImageMasks, 'grid': GridMasks}

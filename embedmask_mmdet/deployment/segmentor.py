@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from embedmask_mmdet.deployment.candidates import Candidates
 from embedmask_mmdet.deployment.grid import MakeGrid
 from embedmask_mmdet.deployment.masks import MaskStage
-from embedmask_mmdet.deployment.outputs import MASK_OUTPUTS
-from embedmask_mmdet.deployment.preprocessing import Preprocessing
+from embedmask_mmdet.deployment.outputs import GridMasks, ImageMasks
 from embedmask_mmdet.deployment.refinements import make_refinement
 from embedmask_mmdet.deployment.suppression import sort_by_score
 from embedmask_mmdet.errors import InputError
@@ -24,14 +21,20 @@ class ExportableSegmentor(nn.Module):
 
     Args:
         model: With trained weights, on the CPU, in evaluation mode.
-        pipeline: Configs of the steps of the test pipeline.
-        masks: What to give for masks, a name of ``MASK_OUTPUTS``.
+        preparation: Gives the network its input and the sizes of the image, see ``inputs.py``.
+        make_masks: Class of what the file gives for masks, see ``outputs.py``.
+
+    Attributes:
+        axes: The axes of any size of each output, by its name.
+        metadata: What the file says about its outputs.
 
     Raises:
-        InputError: If a part of the model or of the pipeline cannot be exported.
+        InputError: If a part of the model cannot be exported.
     """
 
-    def __init__(self, model: EmbedMask, pipeline: Sequence[dict], masks: str = 'image') -> None:
+    def __init__(
+        self, model: EmbedMask, preparation: nn.Module, make_masks: type[ImageMasks] | type[GridMasks] = ImageMasks
+    ) -> None:
         super().__init__()
         if type(model) is not EmbedMask:
             raise InputError(f'{type(model).__name__} cannot be exported. Use a config whose model is EmbedMask.')
@@ -39,24 +42,26 @@ class ExportableSegmentor(nn.Module):
             names = ', '.join(frame.__name__ for frame in FRAMES)
             raise InputError(f'the frame {type(model.frame).__name__} cannot be exported. These can: {names}.')
         self.model = model
-        self.preprocessing = Preprocessing(model.data_preprocessor, pipeline)
+        self.preparation = preparation
         self.candidates = Candidates(model.bbox_head)
         self.make_grid = MakeGrid(model.mask_head)
         stage = MaskStage(model.mask_head)
         self.refinements = [make_refinement(refinement, stage) for refinement in model.mask_head.refinements]
-        self.masks = MASK_OUTPUTS[masks](stage)
+        self.masks = make_masks(stage)
+        self.axes = {**{name: {0: 'detections'} for name in ('bboxes', 'scores', 'labels')}, **self.masks.axes}
+        self.metadata = self.masks.metadata
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Detect and segment.
 
         Args:
-            image: uint8 ``(H, W, 3)``, BGR.
+            image: As `preparation` takes it.
 
         Returns:
             Best first: boxes ``(N, 4)`` in pixels of the image, scores ``(N,)``, labels int64 ``(N,)``, and what
-            ``masks`` gives.
+            ``make_masks`` gives.
         """
-        inputs, sizes = self.preprocessing(image)
+        inputs, sizes = self.preparation(image)
         proposals, pixel_embeds = self.model._embed(inputs)
         results = self.candidates(proposals, sizes.img_shape)
         results = self.model.frame.place(results, self.model.bbox_head.strides[0])
