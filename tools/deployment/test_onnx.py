@@ -1,0 +1,52 @@
+"""Compute the metrics of an ONNX file on a config's test set, with MMDetection's dataset and evaluator.
+
+    python tools/deployment/test_onnx.py CONFIG model.onnx
+
+The file takes images and gives masks as bitmaps, as `export_onnx.py` writes it by default, also with --fp16 or --int8.
+Compare the figures with those of `tools/test.py CONFIG CHECKPOINT`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmdet.utils import register_all_modules
+from mmengine.config import Config, DictAction
+
+from embedmask_mmdet.cli.launch import check_config, fail
+from embedmask_mmdet.deployment.evaluation import evaluate
+from embedmask_mmdet.errors import InputError
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line and check that files exist."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('model', type=Path, help='ONNX file')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, default={}, help='key=value, replaces a setting of the config'
+    )
+    args = parser.parse_args()
+    check_config(args.config)
+    if not args.model.is_file():
+        fail(f'the ONNX file {args.model} does not exist. Write it with tools/deployment/export_onnx.py.')
+    return args
+
+
+def main() -> None:
+    """Print the metrics."""
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    register_all_modules()
+    try:
+        metrics = evaluate(cfg, args.model)
+    except InputError as error:
+        fail(str(error))
+    for name, value in metrics.items():
+        print(f'{name}: {value}')
+
+
+if __name__ == '__main__':
+    main()
