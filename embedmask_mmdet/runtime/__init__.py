@@ -1,0 +1,1 @@
+"""Run the ONNX file of a detector without PyTorch and MMDetection."""
