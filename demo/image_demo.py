@@ -23,7 +23,7 @@ from embedmask_mmdet.cli.launch import check_checkpoint, check_config, fail
 from embedmask_mmdet.errors import CheckpointError, InputError, name_some
 from embedmask_mmdet.inference import EmbedMaskInferencer
 from embedmask_mmdet.inference.drawing import FileDrawer
-from embedmask_mmdet.inference.files import SkippedFiles, list_files, name_outputs
+from embedmask_mmdet.media import SkippedFiles, list_files, name_outputs
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,10 +20,11 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 from demo import image_demo
+from embedmask_mmdet import videos
 from embedmask_mmdet.analysis.thresholds import ScoreThreshold, save_thresholds
 from embedmask_mmdet.inference import EmbedMaskInferencer, drawing
-from embedmask_mmdet.inference.files import SkippedFiles
 from embedmask_mmdet.inference.inferencer import set_short_side
+from embedmask_mmdet.media import SkippedFiles
 from embedmask_mmdet.models.weights import CLASS_WEIGHT
 from tests.builders import CLASSES, COCO_CONFIG, tiny_cfg, tiny_detector
 
@@ -268,7 +269,7 @@ def video(tmp_path):
 
 def frames_of(path):
     reader = cv2.VideoCapture(str(path))
-    return list(drawing.read_frames(reader)), reader.get(cv2.CAP_PROP_FPS)
+    return list(videos.read_frames(reader)), reader.get(cv2.CAP_PROP_FPS)
 
 
 def test_video_keeps_frames_size_and_rate(run, video, tmp_path):
@@ -283,8 +284,8 @@ def test_video_keeps_frames_size_and_rate(run, video, tmp_path):
 
 
 def test_cut_video_is_drawn_as_far_as_it_goes(monkeypatch, run, video, tmp_path, capsys):
-    read_frames = drawing.read_frames
-    monkeypatch.setattr(drawing, 'read_frames', lambda video: list(read_frames(video))[:4])
+    read_frames = videos.read_frames
+    monkeypatch.setattr(videos, 'read_frames', lambda video: list(read_frames(video))[:4])
     with pytest.raises(SystemExit):
         run('video.avi', 'tiny.py', 'tiny.pth')
     assert 'skipped video.avi: only 4 of 7 frames can be read' in capsys.readouterr().err

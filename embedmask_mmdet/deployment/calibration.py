@@ -11,7 +11,7 @@ import torch
 from embedmask_mmdet.deployment.inputs import ImageInput
 from embedmask_mmdet.deployment.kinds import Kind
 from embedmask_mmdet.errors import InputError
-from embedmask_mmdet.inference.files import SkippedFiles, is_video, list_files, read_image
+from embedmask_mmdet.media import SkippedFiles, is_video, list_files, read_image
 from embedmask_mmdet.models import EmbedMask
 
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import cv2
 import mmcv
 import numpy as np
 from mmdet.structures import DetDataSample
 from rich.console import Console
 from rich.progress import track
 
-from embedmask_mmdet.errors import InputError
-from embedmask_mmdet.inference.files import SkippedFiles, is_video, read_image
 from embedmask_mmdet.inference.inferencer import EmbedMaskInferencer
-
-DEFAULT_FRAME_RATE = 25
-# The number of frames in a video's header is an estimate.
-MIN_FRAMES_READ = 0.9
+from embedmask_mmdet.media import SkippedFiles, is_video, read_image
+from embedmask_mmdet.videos import redraw_video, split_batches
 
 
 class FileDrawer:
@@ -70,24 +64,12 @@ class FileDrawer:
             OSError: The file is missing, or the video cannot be written.
             InputError: The file is not a video, or is incomplete. Frames up to there have been written.
         """
-        source.stat()  # OpenCV does not say that a file is missing
-        video = cv2.VideoCapture(str(source))
-        expected = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-        num_batches = -(-expected // self.batch_size) if expected > 0 else None
-        writer = cv2.VideoWriter()
-        num_written = 0
-        for frames in show_progress(split_batches(read_frames(video), self.batch_size), source.name, num_batches):
-            if num_written == 0:
-                open_writer(writer, target, video.get(cv2.CAP_PROP_FPS), frames[0].shape[:2])
-            samples = self.detect([self.inferencer.pipeline(frame) for frame in frames])
-            for frame, sample in zip(frames, samples):
-                writer.write(self.make_picture(frame, sample))
-            num_written += len(frames)
-        writer.release()
-        if num_written == 0:
-            raise InputError('this is not a video that OpenCV reads')
-        if num_written < MIN_FRAMES_READ * expected:
-            raise InputError(f'only {num_written} of {expected} frames can be read')
+        redraw_video(source, target, self.draw_frames, self.batch_size, show_progress)
+
+    def draw_frames(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Draw the detections in each frame."""
+        samples = self.detect([self.inferencer.pipeline(frame) for frame in frames])
+        return [self.make_picture(frame, sample) for frame, sample in zip(frames, samples)]
 
     def detect(self, inputs: Sequence[dict]) -> list[DetDataSample]:
         """Detect in a batch of what the inferencer's pipeline returned; the batch may be empty."""
@@ -98,37 +80,6 @@ class FileDrawer:
         (picture,) = self.inferencer.visualize([image], [sample], return_vis=True)
         self.num_instances += len(sample.pred_instances)
         return picture[..., ::-1]
-
-
-def open_writer(writer: cv2.VideoWriter, target: Path, frame_rate: float, size: tuple[int, int]) -> None:
-    """Open a video file for writing.
-
-    Args:
-        writer: Is opened.
-        target: File of the video; its folder is made.
-        frame_rate: Frames per second; 0 if unknown.
-        size: ``(height, width)`` of the frames.
-
-    Raises:
-        OSError: The video cannot be written.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    frame_rate = frame_rate if frame_rate > 0 else DEFAULT_FRAME_RATE
-    if not writer.open(str(target), cv2.VideoWriter.fourcc(*'mp4v'), frame_rate, size[::-1]):
-        raise OSError(f'OpenCV cannot write {target}')
-
-
-def read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """Read the frames of a video, ``(h, w, 3)`` uint8 in BGR, up to the first that cannot be read."""
-    while (frame := video.read()[1]) is not None:
-        yield frame
-
-
-def split_batches(items: Iterable, size: int) -> Iterator[list]:
-    """Split items into lists of length `size`; the last may be shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def show_progress(batches: Iterable[list], name: str, total: float | None = None) -> Iterable[list]:

@@ -28,8 +28,8 @@ from embedmask_mmdet.deployment.packages import import_optional
 from embedmask_mmdet.deployment.reducible import Reduction, keep_float32
 from embedmask_mmdet.deployment.verify import Verifier
 from embedmask_mmdet.errors import CheckpointError, InputError
-from embedmask_mmdet.inference.files import SkippedFiles, is_video, list_files, read_image
 from embedmask_mmdet.inference.inferencer import EmbedMaskInferencer
+from embedmask_mmdet.media import SkippedFiles, is_video, list_files, read_image
 from embedmask_mmdet.models import EmbedMask
 
 

@@ -1,4 +1,4 @@
-"""Find images and videos, name their pictures, and skip files that cannot be processed."""
+"""Find images and videos, name their pictures, read images, and skip files that cannot be processed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
-import mmcv
 import numpy as np
-from mmdet.apis.det_inferencer import IMG_EXTENSIONS
-from PIL import Image, UnidentifiedImageError
 
 from embedmask_mmdet.errors import InputError
 
+IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')  # of DetInferencer
 VIDEO_EXTENSIONS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')
 WRITABLE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.mp4')
 
@@ -51,7 +49,7 @@ def list_files(inputs: Sequence[str | Path], skipped: SkippedFiles) -> list[Path
             files.append(path)
             continue
         with skipped.skip_on_error(path):
-            known = [file for file in path.iterdir() if is_video(file) or file.suffix.lower() in IMG_EXTENSIONS]
+            known = [file for file in path.iterdir() if is_video(file) or file.suffix.lower() in IMAGE_EXTENSIONS]
             if not known:
                 raise InputError('there are no images and no videos in this folder')
             files += sorted(known)
@@ -96,10 +94,23 @@ def read_image(file: Path) -> np.ndarray:
         OSError: The file is missing, unreadable or truncated.
         InputError: The file is not an image.
     """
-    # PIL checks that the file is complete: some versions of OpenCV fill the missing part of a JPEG with gray.
-    with contextlib.suppress(UnidentifiedImageError), Image.open(file) as image:
-        image.load()
-    image = mmcv.imread(file) if file.stat().st_size else None
+    check_complete(file)
+    content = np.frombuffer(file.read_bytes(), np.uint8)
+    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
     if image is None:
         raise InputError('this is not a complete image in a format that OpenCV reads')
     return image
+
+
+def check_complete(file: Path) -> None:
+    """Read an image with PIL, if it is installed: some versions of OpenCV fill the missing part of a JPEG with gray.
+
+    Raises:
+        OSError: The file is missing, unreadable or truncated.
+    """
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        return
+    with contextlib.suppress(UnidentifiedImageError), Image.open(file) as image:
+        image.load()
