@@ -210,7 +210,8 @@ def test_any_mask_is_encoded_as_by_pycocotools(data):
     scale = data.draw(st.sampled_from([1, 90]))  # for run lengths of several characters
     bitmap, complete = (np.kron(each, np.ones((scale, scale), bool)) for each in (bitmap, complete))
     expected = pycocotools.mask.encode(np.asfortranarray(complete.astype(np.uint8)))
-    assert encode(bitmap, (x * scale, y * scale), complete.shape) == expected
+    other = masks.Crop((0, 0), np.ones((1, 1), bool))
+    assert encode([other, masks.Crop((x * scale, y * scale), bitmap), other], complete.shape)[1] == expected
 
 
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(0, 2**32 - 1))
@@ -219,7 +220,8 @@ def test_resize_is_that_of_pytorch(num_cells, resized_size, seed):
     values = torch.from_numpy(np.random.default_rng(seed).standard_normal((num_cells, 1)).astype(np.float32))
     expected = functional.interpolate(values[None, None], (resized_size, 1), mode='bilinear')[0, 0].numpy()
     axis = masks.Axis.make(resized_size, num_cells, resized_size)
-    np.testing.assert_allclose(axis.resize(values.numpy()), expected, atol=1e-5)
+    np.testing.assert_allclose(masks.resize_rows(values.numpy(), axis), expected, atol=1e-5)
+    np.testing.assert_allclose(masks.resize_columns(values.numpy().T, axis), expected.T, atol=1e-5)
 
 
 # Input

@@ -40,7 +40,7 @@ class Detections:
     @cached_property
     def rles(self) -> list[dict]:
         """COCO's run lengths of the masks: dicts ``size`` and ``counts``, as pycocotools reads them."""
-        return [encode(crop.bitmap, crop.corner, self.image_shape) for crop in self.crops()]
+        return encode(list(self.crops()), self.image_shape)
 
     def crops(self) -> Iterator[Crop]:
         """Iterate over the masks inside boxes, outside of which they are off: ``corner`` (x, y) and ``bitmap``."""

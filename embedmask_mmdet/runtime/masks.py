@@ -65,14 +65,14 @@ class Axis(NamedTuple):
     """Where the pixels of a row or a column lie between cells, as ``interpolate`` of PyTorch computes it.
 
     Attributes:
-        first: int64, the cell before each pixel.
-        second: int64, the cell after it.
-        fraction: float32, the weight of the cell after it.
+        cell: int64, the cell before each pixel.
+        before: float32, the weight of this cell.
+        after: float32, the weight of the next cell.
     """
 
-    first: np.ndarray
-    second: np.ndarray
-    fraction: np.ndarray
+    cell: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
 
     @classmethod
     def make(cls, num_pixels: int, num_cells: int, resized_size: int) -> Axis:
@@ -85,28 +85,34 @@ class Axis(NamedTuple):
         """
         scale = np.float32(num_cells) / np.float32(resized_size)
         position = np.maximum((np.arange(num_pixels, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0)
-        first = np.minimum(position.astype(np.int64), num_cells - 1)
-        return cls(first, np.minimum(first + 1, num_cells - 1), position - first.astype(np.float32))
+        cell = position.astype(np.int64)
+        after = position - cell.astype(np.float32)
+        return cls(cell, 1 - after, after)
 
-    def crop(self, pixels: slice, start: int, num_cells: int) -> Axis:
-        """Keep some of the pixels.
+    def crop(self, begin: int, end: int, first_cell: int) -> Axis:
+        """Keep some of the pixels, and count cells from `first_cell` on."""
+        return Axis(self.cell[begin:end] - first_cell, self.before[begin:end], self.after[begin:end])
 
-        Args:
-            pixels: The pixels to keep.
-            start: The cell that is counted from.
-            num_cells: Number of cells from there on.
-        """
-        first, second = (np.minimum(cells[pixels] - start, num_cells - 1) for cells in (self.first, self.second))
-        return Axis(first, second, self.fraction[pixels])
 
-    def resize(self, values: np.ndarray) -> np.ndarray:
-        """Interpolate in the first dimension of float32 ``(cells, n)``."""
-        resized = values[self.first]
-        resized *= (1 - self.fraction)[:, None]
-        after = values[self.second]
-        after *= self.fraction[:, None]
-        resized += after
-        return resized
+def resize_rows(values: np.ndarray, axis: Axis) -> np.ndarray:
+    """Interpolate between the rows of float32 ``(cells, n)``."""
+    resized = values.take(axis.cell, 0, mode='clip')
+    resized *= axis.before[:, None]
+    # Pixels after the center of the last cell have its value.
+    after = values.take(axis.cell + 1, 0, mode='clip')
+    after *= axis.after[:, None]
+    resized += after
+    return resized
+
+
+def resize_columns(values: np.ndarray, axis: Axis) -> np.ndarray:
+    """Interpolate between the columns of float32 ``(n, cells)``."""
+    resized = values.take(axis.cell, 1, mode='clip')
+    resized *= axis.before
+    after = values.take(axis.cell + 1, 1, mode='clip')
+    after *= axis.after
+    resized += after
+    return resized
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,17 +165,16 @@ class GridMasks:
 
     def _finish(self, box: list[int], start: list[int], values: np.ndarray) -> np.ndarray:
         x1, y1, x2, y2 = box
-        bitmap = np.zeros((y2 - y1, x2 - x1), bool)
-        if not bitmap.size:
-            return bitmap
-        columns = self.columns.crop(slice(x1, x2), start[0], values.shape[1])
-        wide = np.ascontiguousarray(columns.resize(np.ascontiguousarray(values.T)).T)
-        num_rows = max(1, BLOCK_SIZE // len(bitmap[0]))
-        for i in range(0, len(bitmap), num_rows):
-            pixels = slice(y1 + i, min(y1 + i + num_rows, y2))
-            block = self.rows.crop(pixels, start[1], len(wide)).resize(wide)
-            np.greater(block, self.threshold, out=bitmap[i : i + num_rows])
-        return bitmap
+        if x1 >= x2 or y1 >= y2:
+            return np.zeros((0, 0), bool)
+        with np.errstate(invalid='ignore'):  # infinite values
+            wide = resize_columns(values, self.columns.crop(x1, x2, start[0]))
+            num_rows = max(1, BLOCK_SIZE // (x2 - x1))
+            blocks = [
+                resize_rows(wide, self.rows.crop(y, min(y + num_rows, y2), start[1])) > self.threshold
+                for y in range(y1, y2, num_rows)
+            ]
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def to_array(self) -> np.ndarray:
         """Return bool ``(N, H, W)``."""
