@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,68 +12,122 @@ import torch
 from mmdet.structures.mask import mask2bbox
 from mmengine.structures import BaseDataElement
 from torch import Tensor
-from torch.utils._pytree import tree_map
+
+from embedmask_mmdet.lazy_bitmaps import LazyBitmaps
 
 
-class RLEMasks(BaseDataElement):
+class RLE(LazyBitmaps, dict):
+    """Mask of one instance: a COCO RLE dict for pycocotools, and a bool tensor ``(h, w)`` for everything else.
+
+    Strings are keys of the dict; other indices are pixels. Pickles are OrderedDicts.
+
+    Args:
+        rle: COCO RLE dict.
+        device: Where its bitmap is.
+    """
+
+    def __init__(self, rle: dict, device: torch.device | str = 'cpu') -> None:
+        super().__init__(rle)
+        self.device = torch.device(device)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape ``(h, w)`` of the bitmap."""
+        return torch.Size(self['size'])
+
+    def numpy(self, *, force: bool = False) -> np.ndarray:
+        """Decode the mask to bool ``(h, w)``."""
+        return np.ascontiguousarray(pycocotools.mask.decode(dict(self))).view(bool)
+
+    def _place(self, device: torch.device) -> RLE:
+        return RLE(self, device)
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(index) if isinstance(index, str) else self.to_tensor()[index]
+
+    def __eq__(self, other: Any) -> Any:
+        return dict.__eq__(self, other) if isinstance(other, dict) else super().__eq__(other)
+
+    def __ne__(self, other: Any) -> Any:
+        return dict.__ne__(self, other) if isinstance(other, dict) else super().__ne__(other)
+
+    __hash__ = None
+
+    def __reduce__(self) -> tuple:
+        # Files of results need no class of this package, and torch's safe unpickler knows this one.
+        return OrderedDict, (list(self.items()),)
+
+
+class RLEMasks(LazyBitmaps, BaseDataElement):
     """Sequence of COCO RLE dicts that can replace the bool tensor ``(N, h, w)`` of ``InstanceData.masks``.
 
-    An item is a plain dict, as pycocotools expects it. ``numpy()``, ``astype()``, ``to_tensor()`` and torch's functions
-    decode the bitmaps at each call.
+    An item is both a COCO RLE dict and a bool tensor, see :class:`RLE`. Slices and indices that choose masks give run
+    lengths. Every other use decodes the bitmaps, see :class:`LazyBitmaps`.
 
     Args:
         rles: N COCO RLE dicts.
         ori_shape: ``(h, w)`` of the masks. It is stored because N may be 0.
+        device: Where bitmaps are.
     """
 
-    def __init__(self, rles: Sequence[dict] = (), ori_shape: tuple[int, int] = (0, 0)) -> None:
-        super().__init__(metainfo=dict(ori_shape=tuple(ori_shape)), rles=list(rles))
+    def __init__(
+        self, rles: Sequence[dict] = (), ori_shape: tuple[int, int] = (0, 0), device: torch.device | str = 'cpu'
+    ) -> None:
+        metainfo = dict(ori_shape=tuple(ori_shape), device=torch.device(device))
+        # CocoMetric writes into the items.
+        super().__init__(metainfo=metainfo, rles=[RLE(rle, device) for rle in rles])
 
     def __len__(self) -> int:
         return len(self.rles)
 
-    def __getitem__(self, index: int | slice) -> dict | RLEMasks:
-        rles = self.rles[index]
-        return RLEMasks(rles, self.ori_shape) if isinstance(index, slice) else rles
+    def __iter__(self) -> Iterator[RLE]:
+        return iter(self.rles)
+
+    def __getitem__(self, index: Any) -> RLE | RLEMasks | Tensor:
+        if isinstance(index, Tensor):
+            index = index.cpu().numpy()
+        if index is None or index is Ellipsis or isinstance(index, (tuple, LazyBitmaps)) or np.ndim(index) > 1:
+            return self.to_tensor()[index]
+        chosen = np.arange(len(self))[index]
+        if chosen.ndim == 0:
+            return self.rles[chosen]
+        return RLEMasks([self.rles[i] for i in chosen], self.ori_shape, self.device)
 
     @staticmethod
     def cat(masks: Sequence[RLEMasks]) -> RLEMasks:
         """Concatenate sequences. MMEngine's ``InstanceData`` calls this for indexing too."""
-        return RLEMasks([rle for group in masks for rle in group], masks[0].ori_shape)
+        return RLEMasks([rle for group in masks for rle in group.rles], masks[0].ori_shape, masks[0].device)
 
     @property
     def shape(self) -> torch.Size:
         """Shape ``(N, h, w)`` of the bitmaps."""
         return torch.Size((len(self), *self.ori_shape))
 
-    def numpy(self) -> np.ndarray:
+    def numpy(self, *, force: bool = False) -> np.ndarray:
         """Decode the masks to bool ``(N, h, w)``."""
         if not self.rles:
             return np.zeros(self.shape, dtype=bool)
         return np.ascontiguousarray(pycocotools.mask.decode(self.rles).transpose(2, 0, 1)).view(bool)
 
-    def astype(self, dtype: Any) -> np.ndarray:
-        """Decode the masks to an array of ``dtype``."""
-        return self.numpy().astype(dtype)
-
-    def to_tensor(self) -> Tensor:
-        """Decode the masks to a bool tensor ``(N, h, w)`` on the CPU."""
-        return torch.from_numpy(self.numpy())
-
-    def new_zeros(self, *args, **kwargs) -> Tensor:
-        """Do what ``Tensor.new_zeros`` of a bool tensor on the CPU does."""
-        return torch.empty(0, dtype=torch.bool).new_zeros(*args, **kwargs)
+    def _place(self, device: torch.device) -> RLEMasks:
+        return RLEMasks(self.rles, self.ori_shape, device)
 
     def to_dict(self) -> RLEMasks:
         """Return itself, so that ``to_dict`` of a result keeps the masks as it keeps a tensor."""
         return self
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        def decode(value: Any) -> Any:
-            return value.to_tensor() if isinstance(value, cls) else value
+    def __deepcopy__(self, memo: dict) -> RLEMasks:
+        return self._place(self.device)
 
-        return func(*tree_map(decode, args), **tree_map(decode, kwargs or {}))
+    def __reduce__(self) -> tuple:
+        # Without the device, which may not exist where the file is read.
+        return RLEMasks, ([dict(rle) for rle in self.rles], self.ori_shape)
+
+
+def allow_saved_masks() -> None:
+    """Allow ``torch.load(..., weights_only=True)`` to load masks; torch can do so since 2.4."""
+    if hasattr(torch.serialization, 'add_safe_globals'):
+        torch.serialization.add_safe_globals([RLEMasks])
 
 
 def mask_bboxes(masks: Tensor | RLEMasks) -> Tensor:
@@ -91,3 +146,6 @@ def mask_bboxes(masks: Tensor | RLEMasks) -> Tensor:
     bboxes = torch.from_numpy(pycocotools.mask.toBbox(masks.rles)).float().view(-1, 4)
     bboxes[:, 2:] += bboxes[:, :2]
     return bboxes
+
+
+allow_saved_masks()

@@ -22,9 +22,10 @@ from embedmask_mmdet.structures import RLEMasks
 from embedmask_mmdet.targets import gt_masks
 
 
-def make_rle_masks(*args, ori_shape: tuple[int, int], **kwargs) -> RLEMasks:
-    """Make run lengths with ``ops.instance_rles`` that MMDetection can use like bitmaps."""
-    return RLEMasks(ops.instance_rles(*args, ori_shape=ori_shape, **kwargs), ori_shape)
+def make_rle_masks(pixel_embed: Tensor, *args, ori_shape: tuple[int, int], **kwargs) -> RLEMasks:
+    """Make run lengths with ``ops.instance_rles`` that can be used like bitmaps."""
+    rles = ops.instance_rles(pixel_embed, *args, ori_shape=ori_shape, **kwargs)
+    return RLEMasks(rles, ori_shape, pixel_embed.device)
 
 
 MASK_MAKERS = {'bitmap': ops.instance_masks, 'rle': make_rle_masks}

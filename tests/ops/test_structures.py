@@ -80,9 +80,10 @@ def test_moving_a_sample_keeps_the_rles(move):
     assert list(after) == list(before.pred_instances.masks) and after.shape == (4, H, W)
 
 
-def test_items_are_plain_coco_rles():
+def test_items_are_coco_rles():
     masks = make_sample('rle').pred_instances.masks
-    assert all(type(rle) is dict and rle['size'] == [H, W] for rle in masks)
+    assert list(masks) == encode(make_boxes_and_masks(4)[1])
+    assert all(isinstance(rle, dict) and rle['size'] == [H, W] for rle in masks)
     assert pycocotools.mask.area(list(masks)).tolist() == [300, 300, 300, 300]
 
 
