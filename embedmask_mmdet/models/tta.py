@@ -19,6 +19,7 @@ from mmdet.utils import ConfigType
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.nn import functional
 
 from embedmask_mmdet import ops
 from embedmask_mmdet.models.mask_head import EmbedMaskMaskHead
@@ -82,6 +83,21 @@ def match_views(kept: InstanceData, results: InstanceData, num_views: int, iou_t
     return matches
 
 
+def scores_by_view(views: list[DetDataSample], matches: Tensor) -> Tensor:
+    """Look up the scores of detections.
+
+    Args:
+        views: Results of an image.
+        matches: ``(K, V)``, see :func:`match_views`.
+
+    Returns:
+        ``(K, V)``, 0 where a view has no such detection.
+    """
+    # NO_DETECTION is the index of the last score.
+    padded = [functional.pad(view.pred_instances.scores, (0, 1)) for view in views]
+    return torch.stack([scores[ids] for scores, ids in zip(padded, matches.unbind(1))], dim=1)
+
+
 def view_probs(mask_head: EmbedMaskMaskHead, view: DetDataSample, instance_ids: Tensor) -> Iterator[Tensor]:
     """Yield the probability maps ``(h, w)`` of some detections of a view, flipped back, one at a time."""
     results = view.pred_instances[instance_ids]
@@ -119,8 +135,9 @@ COLLECTORS = {'bitmap': stack_masks, 'rle': encode_masks}
 class EmbedMaskTTAModel(DetTTAModel):
     """Merge the detections of several views of an image: boxes by class-wise NMS, masks by their mean probability.
 
-    The probability of a pixel is the mean over those views that found the object, each in original pixels and flipped
-    back. Views that did not find it do not count.
+    The probability of a pixel is the mean over those views that found the object, weighted by score, each in original
+    pixels and flipped back. The score is the geometric mean of the best view's and of the mean over all views, where
+    views that did not find the object count as 0. So what all views see ranks above what one view invents.
 
     Args:
         module: Config of the detector, or a detector with ``test_cfg.keep_embed``.
@@ -149,24 +166,38 @@ class EmbedMaskTTAModel(DetTTAModel):
             dets, keep = batched_nms(results.bboxes, results.scores, results.labels, self.tta_cfg['nms'])
             kept = results[keep]
             kept.scores = dets[:, -1]
-            kept = kept[: self.tta_cfg['max_per_img']]
         matches = match_views(kept, results, len(data_samples), self.tta_cfg['nms']['iou_threshold'])
+        view_scores = scores_by_view(data_samples, matches)
+        kept.scores = (kept.scores * view_scores.mean(dim=1)).sqrt()
+        best = kept.scores.argsort(descending=True, stable=True)[: self.tta_cfg['max_per_img']]
+        kept = kept[best]
         merged = data_samples[0].new()
         del merged.pixel_embed
         merged.pred_instances = InstanceData(
             bboxes=kept.bboxes,
             scores=kept.scores,
             labels=kept.labels,
-            masks=self._merge_masks(data_samples, matches),
+            masks=self._merge_masks(data_samples, matches[best], view_scores[best]),
         )
         return merged
 
-    def _merge_masks(self, views: list[DetDataSample], matches: Tensor) -> Tensor | RLEMasks:
-        """Average what the views say about each object; ``matches`` is ``(K, V)``, see :func:`match_views`."""
+    def _merge_masks(self, views: list[DetDataSample], matches: Tensor, scores: Tensor) -> Tensor | RLEMasks:
+        """Average what the views say about each object.
+
+        Args:
+            views: Results of an image.
+            matches: ``(K, V)``, see :func:`match_views`.
+            scores: ``(K, V)``, see :func:`scores_by_view`.
+        """
         mask_head = self.module.mask_head
         streams = [view_probs(mask_head, view, ids[ids != NO_DETECTION]) for view, ids in zip(views, matches.unbind(1))]
+        present = matches != NO_DETECTION
+        # A score may be 0 too.
+        weights = scores.clamp(min=torch.finfo(scores.dtype).tiny) * present
+        weights = weights / weights.sum(dim=1, keepdim=True)
         masks = (
-            torch.stack([next(streams[view]) for view in present.nonzero()[:, 0]]).mean(0) > mask_head.mask_thr
-            for present in matches != NO_DETECTION
+            sum(weight * next(stream) for stream, weight, is_there in zip(streams, *row) if is_there)
+            > mask_head.mask_thr
+            for row in zip(weights, present)
         )
         return COLLECTORS[mask_head.mask_format](masks, views[0].ori_shape)

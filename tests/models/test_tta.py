@@ -75,17 +75,39 @@ def test_one_view_is_that_view_flipped_back(tta, direction):
     torch.testing.assert_close(merged.pred_instances.bboxes, torch.stack([x1, y1, x2, y2], dim=1), atol=1e-4, rtol=0)
 
 
-def test_masks_of_two_views_are_averaged_as_probabilities(tta):
+def test_masks_of_two_views_are_averaged_as_probabilities_by_score(tta):
     first = view_of(tta, batch([SIZE], [3]))
     second = copy.deepcopy(first)
     second.pixel_embed = second.pixel_embed + torch.randn_like(second.pixel_embed)
-    second.pred_instances.scores *= 0.9
+    second.pred_instances.scores *= 0.8
     ids = torch.arange(len(first.pred_instances))
     probs = [torch.stack(list(view_probs(tta.module.mask_head, view, ids))) for view in (first, second)]
-    expected = sum(probs) / 2 > 0.53
+    expected = probs[0] / 1.8 + probs[1] * 0.8 / 1.8 > 0.53
+    assert not torch.equal(expected, sum(probs) / 2 > 0.53)
     assert not torch.equal(expected, first.pred_instances.masks)
     (merged,) = tta.merge_preds([[first, second]])
     assert torch.equal(merged.pred_instances.masks, expected)
+    torch.testing.assert_close(merged.pred_instances.scores, first.pred_instances.scores * 0.9**0.5)
+
+
+def test_detection_that_one_view_alone_has_ranks_lower(tta):
+    first = view_of(tta, batch([SIZE], [3]))
+    first.pred_instances = first.pred_instances[[0, 1]]
+    first.pred_instances.scores = torch.tensor([0.5, 0.4])
+    other = copy.deepcopy(first)
+    other.pred_instances = other.pred_instances[[1]]
+    labels = first.pred_instances.labels.flip(0)
+    (merged,) = tta.merge_preds([[first, other]])
+    torch.testing.assert_close(merged.pred_instances.scores, torch.tensor([0.4, 0.5 * 0.5**0.5]))
+    assert torch.equal(merged.pred_instances.labels, labels)
+
+
+def test_detections_without_a_score_have_a_mask(tta):
+    view = view_of(tta, batch([SIZE], [3]))
+    view.pred_instances.scores.zero_()
+    masks = view.pred_instances.masks.clone()
+    (merged,) = tta.merge_preds([[view]])
+    assert merged.pred_instances.masks.sum() == masks.sum() > 0
 
 
 def test_a_view_without_the_object_does_not_count(tta):
@@ -175,11 +197,14 @@ def test_detections_of_different_classes_are_different_objects(tta):
 def test_best_detections_of_all_views_are_kept(max_per_img):
     tta = build_tta(build_responsive_detector(keep_embed=True), max_per_img=max_per_img)
     views = [view_of(tta, batch([SIZE], [3]), direction) for direction in (None, 'horizontal')]
-    best = max(float(view.pred_instances.scores.max()) for view in views)
     assert all(len(view.pred_instances) > max_per_img for view in views)
     (merged,) = tta.merge_preds([views])
     assert len(merged.pred_instances) == len(merged.pred_instances.masks) == max_per_img
-    assert merged.pred_instances.scores[0] == pytest.approx(best)
+    tta.tta_cfg['max_per_img'] = 1000
+    (everything,) = tta.merge_preds([views])
+    assert torch.equal(
+        merged.pred_instances.scores, everything.pred_instances.scores.sort(descending=True)[0][:max_per_img]
+    )
 
 
 def test_box_without_area_keeps_its_mask(tta):
