@@ -38,9 +38,11 @@ def masks_as_tensor(masks: BaseInstanceMasks | Tensor) -> Tensor:
         masks: MMDetection's bitmaps or polygons, or a tensor already, of ``N`` instances.
 
     Returns:
-        Tensor ``(N, H, W)``, nonzero inside.
+        Bool or integer tensor ``(N, H, W)``, nonzero inside.
     """
-    return masks if isinstance(masks, Tensor) else torch.from_numpy(masks.to_ndarray())
+    masks = masks if isinstance(masks, Tensor) else torch.from_numpy(masks.to_ndarray())
+    # Cells are combined bit by bit, which numbers with a fraction lack.
+    return masks != 0 if masks.is_floating_point() else masks
 
 
 def inside_masks(masks: BaseInstanceMasks | Tensor, points: Tensor) -> Tensor:
@@ -136,7 +138,7 @@ def mask_targets(masks: BaseInstanceMasks | Tensor, mask_size: tuple[int, int], 
     the single middle one if the factor is odd. So a cell is foreground if any of these pixels is.
 
     Args:
-        masks: Of ``N`` instances, in input pixels, bool or integers; beyond them there is background.
+        masks: Of ``N`` instances, in input pixels, nonzero inside; beyond them there is background.
         mask_size: ``(h, w)`` of the grid in cells.
         mask_stride: Input pixels per cell.
 

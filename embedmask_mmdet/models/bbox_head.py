@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from mmcv.cnn import Scale
@@ -110,11 +111,11 @@ class EmbedMaskBBoxHead(FCOSHead):
         self.conv_margin = nn.Conv2d(self.feat_channels, self.embed_dim, 3, padding=1)
         self.margin_scales = nn.ModuleList(Scale(1.0) for _ in self.strides)
 
-    def forward(self, x: tuple[Tensor, ...], frame: EmbedMaskLocationFrame) -> ProposalMaps:
+    def forward(self, x: Iterable[Tensor], frame: EmbedMaskLocationFrame) -> ProposalMaps:
         """Predict classes, boxes, centerness, embeddings and margins at each location.
 
         Args:
-            x: Feature maps ``L x (B, in_channels, h, w)``.
+            x: Feature maps ``L x (B, in_channels, h, w)`` in any iterable.
             frame: Frame of the spatial embeddings.
 
         Returns:
@@ -122,6 +123,7 @@ class EmbedMaskBBoxHead(FCOSHead):
             mode and in input pixels in evaluation mode; centerness logits ``(B, 1, h, w)``; embeddings and margins
             ``(B, D, h, w)``, float32.
         """
+        x = tuple(x)
         positions = [frame.embed_cells(level.shape[-2:], stride) for level, stride in zip(x, self.strides)]
         return ProposalMaps(
             *multi_apply(self.forward_single, x, self.scales, self.margin_scales, self.strides, positions)

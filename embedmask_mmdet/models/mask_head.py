@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from mmcv.cnn import ConvModule
 from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
@@ -124,17 +126,17 @@ class EmbedMaskMaskHead(BaseMaskHead):
             if hasattr(module, 'conv_offset'):
                 constant_init(module.conv_offset, 0)
 
-    def forward(self, x: tuple[Tensor, ...], frame: EmbedMaskLocationFrame) -> Tensor:
+    def forward(self, x: Iterable[Tensor], frame: EmbedMaskLocationFrame) -> Tensor:
         """Embed pixels.
 
         Args:
-            x: Feature maps, the finest first, ``(B, in_channels, h, w)``; the finest is used.
+            x: Feature maps in any iterable, the finest first, ``(B, in_channels, h, w)``; the finest is used.
             frame: Frame of the spatial embeddings, the same as the box head's.
 
         Returns:
             Float32 tensor ``(B, D, h, w)``.
         """
-        feat = self.mask_convs(x[0])
+        feat = self.mask_convs(next(iter(x)))
         return self.conv_embed(feat, frame.embed_cells(feat.shape[-2:], self.stride))
 
     def loss_by_feat(
