@@ -177,7 +177,9 @@ def test_float16_is_half_as_large_and_as_good(model, default_graph):
 
 
 def test_int8_is_a_quarter_as_large(default_graph, images, capsys):
+    onnx = pytest.importorskip('onnx')
     graph = Int8(read_images(find_images(images)))(copy_graph(default_graph))
+    onnx.checker.check_model(graph)
     assert 'skipped' in capsys.readouterr().err
     assert count_bytes(graph) < 0.35 * count_bytes(default_graph)
     assert {node.domain for node in graph.graph.node} == {''}

@@ -30,6 +30,29 @@ def mute_warnings() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def find_inputs(node: onnx.NodeProto) -> set[str]:
+    """Return the names that a node reads, also within the bodies of loops."""
+    bodies = [attribute.g for attribute in node.attribute if attribute.HasField('g')]
+    return {*node.input, *(name for body in bodies for inner in body.node for name in find_inputs(inner))}
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put each node after those whose results it reads. onnxruntime forgets what the bodies of loops read."""
+    unwritten = {name for node in graph.node for name in node.output}
+    waiting, ordered = list(graph.node), []
+    while waiting:
+        blocked = []
+        for node in waiting:
+            if unwritten.isdisjoint(find_inputs(node)):
+                ordered.append(node)
+                unwritten.difference_update(node.output)
+            else:
+                blocked.append(node)
+        waiting = blocked
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
 class CalibrationInputs:
     """What onnxruntime takes the calibration images from.
 
@@ -78,4 +101,6 @@ class Int8:
                 op_types_to_quantize=list(OPERATORS),
                 nodes_to_quantize=find_reducible(model, OPERATORS),
             )
-            return onnx.load(out)
+            quantized = onnx.load(out)
+        sort_nodes(quantized.graph)
+        return quantized
