@@ -110,6 +110,7 @@ RULES = {
     'fill_in.py': Rule(covered_by='tests/test_datasets.py::test_fill_in_computes_what_annotations_lack'),
     'from_labels.py': Rule(covered_by='tests/test_datasets.py::test_label_images_become_annotations'),
     'tools/deployment/export_onnx.py': Rule(covered_by='tests/test_export_onnx.py::test_tool_writes_and_verifies'),
+    '-m embedmask_mmdet.runtime': Rule(covered_by='tests/test_runtime.py::test_folders_and_videos'),
     'demo/image_demo.py': Rule(says='2 of 2 drawn'),
 }
 
@@ -124,7 +125,7 @@ class Command(NamedTuple):
     @property
     def program(self) -> str:
         """What its rule goes by."""
-        words = self.words[:2] if self.words[0] in ('git', 'make', 'pip', 'npm', 'docker') else self.words[:1]
+        words = self.words[:2] if self.words[0] in ('git', 'make', 'pip', 'npm', 'docker', '-m') else self.words[:1]
         return ' '.join(words)
 
 
@@ -300,7 +301,7 @@ def test_python(block, folder_of_docs):
         bboxes=torch.tensor([[10.0, 20.0, 300.0, 400.0]] * 3),
         classes=('nucleus',),
     )
-    if 'onnxruntime' in block:
+    if 'runtime' in block:
         pytest.importorskip('onnx')
         pytest.importorskip('onnxruntime')
     code = block if torch.cuda.is_available() else block.replace('cuda:0', 'cpu')
