@@ -8,16 +8,20 @@ import zipfile
 from collections import deque
 from pathlib import Path
 
+import numpy as np
+import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from embedmask_mmdet.fileio import write_atomically
 
 ATOMIC = 'embedmask_atomic'
+HISTORY_KEYS = ('log_history', 'count_history')
 
 
 @register_backend(ATOMIC)
@@ -40,12 +44,39 @@ def is_complete(path: str | Path) -> bool:
     return zipfile.is_zipfile(path)
 
 
+def make_plain(message_hub: dict) -> None:
+    """Replace the classes in the state of MMEngine's message hub by tensors and numbers, in place.
+
+    Programs that know nothing of this package can then load a checkpoint with torch's safe unpickler, for example
+    ``DetInferencer(weights=...)`` and MMDetection's ``publish_model.py``.
+
+    Args:
+        message_hub: ``MessageHub.state_dict()``.
+    """
+    scalars, info = message_hub['log_scalars'], message_hub['runtime_info']
+    for key, history in scalars.items():
+        if isinstance(history, HistoryBuffer):
+            scalars[key] = dict(zip(HISTORY_KEYS, map(torch.from_numpy, history.data)), max_length=history.max_length)
+    for key, value in info.items():
+        if isinstance(value, np.generic):
+            info[key] = value.item()
+
+
+def restore_histories(message_hub: dict) -> None:
+    """Undo what :func:`make_plain` did to the histories of logged values, in place."""
+    scalars = message_hub['log_scalars']
+    for key, saved in scalars.items():
+        if isinstance(saved, dict) and HISTORY_KEYS[0] in saved:
+            scalars[key] = HistoryBuffer(*(saved[name].numpy() for name in HISTORY_KEYS), saved['max_length'])
+
+
 @HOOKS.register_module()
 class EmbedMaskCheckpointHook(CheckpointHook):
     """MMEngine's ``CheckpointHook`` for training that can be killed at any moment and resumed.
 
     It writes each file completely or not at all, removes an outdated checkpoint only after the new one was written,
     and resumes from the newest complete checkpoint. Checkpoints in remote storage are written as MMEngine does.
+    Other programs can load its checkpoints with torch's safe unpickler, see :func:`make_plain`.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -81,6 +112,16 @@ class EmbedMaskCheckpointHook(CheckpointHook):
         if self.max_keep_ckpts > 0:
             # MMEngine's deque drops its first id when it is full, and its file would then stay forever.
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Leave only what torch's safe unpickler knows."""
+        if 'message_hub' in checkpoint:
+            make_plain(checkpoint['message_hub'])
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Restore what :meth:`before_save_checkpoint` replaced."""
+        if 'message_hub' in checkpoint:
+            restore_histories(checkpoint['message_hub'])
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save a checkpoint, then remove outdated ones. MMEngine removes them first, and may leave none."""

@@ -130,6 +130,27 @@ def work_dir(tmp_path, two_epochs):
     return folder
 
 
+@pytest.mark.skipif(not hasattr(torch.serialization, 'clear_safe_globals'), reason='torch before 2.4 has no such list')
+def test_checkpoints_need_no_class_but_torchs_own(two_epochs):
+    # Programs that do not import this package allow no other class.
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        checkpoint = torch.load(two_epochs / 'epoch_2.pth', weights_only=True)
+    finally:
+        torch.serialization.add_safe_globals(allowed)
+    assert {'state_dict', 'meta', 'message_hub', 'optimizer'} <= set(checkpoint)
+
+
+def test_resumed_training_goes_on_with_the_logged_values(data_root, work_dir, two_epochs):
+    runner = train(short_run_cfg(data_root, work_dir, epochs=3), resume=True)
+    history, counts = runner.message_hub.get_scalar('train/loss').data
+    assert len(history) == len(counts) == runner.iter
+    before = torch.load(two_epochs / 'epoch_2.pth', weights_only=True)['message_hub']['log_scalars']['train/loss']
+    assert history[: len(before['log_history'])].tolist() == before['log_history'].tolist()
+    assert isinstance(runner.message_hub.get_info('eta'), float)
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-500])
 
