@@ -164,16 +164,44 @@ def copy_graph(graph):
     return type(graph).FromString(graph.SerializeToString())
 
 
+def check_graph(graph):
+    import onnx
+
+    onnx.checker.check_model(graph, full_check=True)
+
+
 def test_float16_is_half_as_large_and_as_good(model, default_graph):
     graph = convert_to_float16(copy_graph(default_graph))
     assert count_bytes(graph) < 0.55 * count_bytes(default_graph)
     image = draw((70, 90))
+    check_graph(graph)
     before, after = (open_graph(each).run(None, {'image': image}) for each in (default_graph, graph))
     names = ('bboxes', 'scores', 'labels', 'masks')
     expected = InstanceData(**dict(zip(names, map(torch.from_numpy, before))))
     deviation = compare(after, expected)
     assert deviation.num_detections == deviation.num_expected > 5
     assert 0 < deviation.bboxes < 0.1 and deviation.scores < 2e-3 and deviation.pixels < 0.01 * deviation.num_pixels
+
+
+def test_weights_that_others_share_stay_float32():
+    """The exporter writes equal weights once."""
+    onnx = pytest.importorskip('onnx')
+    helper = onnx.helper
+    names = ('/neck/conv/Conv', '/bbox_head/conv_cls/Conv')
+    nodes = [
+        helper.make_node('Conv', [source, 'weight'], [target], name=name)
+        for name, source, target in zip(names, ('x', 'y'), ('y', 'z'))
+    ]
+    x, z = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 2, 4, 4]) for name in 'xz')
+    weight = onnx.numpy_helper.from_array(np.full((2, 2, 1, 1), 0.1, np.float32), 'weight')
+    graph = helper.make_graph(nodes, 'test', [x], [z], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+    half = convert_to_float16(copy_graph(model))
+    check_graph(half)
+    assert {weight.name for weight in half.graph.initializer} == {'weight', 'weight_half'}
+    feed = {'x': np.ones((1, 2, 4, 4), np.float32)}
+    (expected,), (found,) = (open_graph(each).run(None, feed) for each in (model, half))
+    assert 0 < np.abs(found - expected).max() < 1e-4
 
 
 def test_int8_is_a_quarter_as_large(default_graph, images, capsys):
@@ -185,6 +213,7 @@ def test_int8_is_a_quarter_as_large(default_graph, images, capsys):
     assert {node.domain for node in graph.graph.node} == {''}
     after = {node.name: node.op_type for node in graph.graph.node}
     assert {'Conv', 'QuantizeLinear'} <= set(after.values())
+    check_graph(graph)
     image = draw((70, 90))
     before, after = (open_graph(each).run(None, {'image': image}) for each in (default_graph, graph))
     assert len(after[0]) > 5

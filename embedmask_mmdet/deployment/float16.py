@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embedmask_mmdet.deployment.packages import import_optional
-from embedmask_mmdet.deployment.reducible import find_reducible
+from embedmask_mmdet.deployment.reducible import find_inputs, find_reducible
 
 if TYPE_CHECKING:
     import onnx
@@ -21,14 +21,25 @@ STARTERS = ('Conv', 'MatMul', 'Gemm')
 FOLLOWERS = ('Relu', 'MaxPool', 'Add')  # float16 if all that they take is
 
 
-def halve_weights(graph: onnx.GraphProto, names: set[str]) -> None:
-    """Round the weights with these names to float16."""
+def halve_weights(graph: onnx.GraphProto, names: set[str]) -> list[onnx.TensorProto]:
+    """Return copies of the weights with these names, rounded to float16, under the names ``*_half``."""
     numpy_helper = import_optional('onnx').numpy_helper
     limit = np.finfo(np.float16).max
-    for weight in graph.initializer:
-        if weight.name in names:
-            values = numpy_helper.to_array(weight).clip(-limit, limit).astype(np.float16)
-            weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    weights = [weight for weight in graph.initializer if weight.name in names]
+    return [
+        numpy_helper.from_array(
+            numpy_helper.to_array(weight).clip(-limit, limit).astype(np.float16), f'{weight.name}_half'
+        )
+        for weight in weights
+    ]
+
+
+def remove_unread_weights(graph: onnx.GraphProto) -> None:
+    """Remove weights that no node reads."""
+    read = {name for node in graph.node for name in find_inputs(node)}
+    weights = [weight for weight in graph.initializer if weight.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(weights)
 
 
 class HalfNodes:
@@ -44,8 +55,8 @@ class HalfNodes:
         self.weights = {weight.name for weight in graph.initializer}
         self.halves: set[str] = set()  # what exists as float16, too
 
-    def rewrite(self, names: set[str]) -> list[onnx.NodeProto]:
-        """Return all nodes of the graph, those with these names rewritten."""
+    def rewrite(self, names: set[str]) -> None:
+        """Rewrite the nodes with these names."""
         weights = set()
         nodes = []
         for node in self.graph.node:
@@ -57,14 +68,16 @@ class HalfNodes:
             nodes += [self._cast(name, f'{name}_half', 'FLOAT16') for name in inputs if name not in self.halves]
             self.halves.update(inputs, node.output)
             nodes += self._halve(node)
-        halve_weights(self.graph, weights)
-        return nodes
+        del self.graph.node[:]
+        self.graph.node.extend(nodes)
+        self.graph.initializer.extend(halve_weights(self.graph, weights))
+        remove_unread_weights(self.graph)
 
     def _halve(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         (output,) = node.output
         half = self.onnx.NodeProto()
         half.CopyFrom(node)
-        half.input[:] = [name if name in self.weights else f'{name}_half' for name in node.input]
+        half.input[:] = [f'{name}_half' for name in node.input]
         half.output[:] = [f'{output}_half']
         yield half
         # Runtimes remove it if nothing needs float32.
@@ -78,7 +91,5 @@ class HalfNodes:
 
 def convert_to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Make weights and results of backbone, neck and towers float16; inputs, outputs and all else stay float32."""
-    nodes = HalfNodes(model.graph).rewrite(set(find_reducible(model, STARTERS + FOLLOWERS)))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    HalfNodes(model.graph).rewrite(set(find_reducible(model, STARTERS + FOLLOWERS)))
     return model

@@ -6,13 +6,14 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from embedmask_mmdet.deployment.packages import import_optional
-from embedmask_mmdet.deployment.reducible import find_reducible
+from embedmask_mmdet.deployment.reducible import find_inputs, find_reducible
 
 if TYPE_CHECKING:
     import onnx
@@ -30,25 +31,14 @@ def mute_warnings() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def find_inputs(node: onnx.NodeProto) -> set[str]:
-    """Return the names that a node reads, also within the bodies of loops."""
-    bodies = [attribute.g for attribute in node.attribute if attribute.HasField('g')]
-    return {*node.input, *(name for body in bodies for inner in body.node for name in find_inputs(inner))}
-
-
 def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Put each node after those whose results it reads. onnxruntime forgets what the bodies of loops read."""
-    unwritten = {name for node in graph.node for name in node.output}
-    waiting, ordered = list(graph.node), []
-    while waiting:
-        blocked = []
-        for node in waiting:
-            if unwritten.isdisjoint(find_inputs(node)):
-                ordered.append(node)
-                unwritten.difference_update(node.output)
-            else:
-                blocked.append(node)
-        waiting = blocked
+    """Bring nodes into an order in which each follows those that it reads: onnxruntime forgets the bodies of loops."""
+    nodes = list(graph.node)
+    producers = {name: index for index, node in enumerate(nodes) for name in node.output}
+    sources = {
+        index: {producers[name] for name in find_inputs(node) if name in producers} for index, node in enumerate(nodes)
+    }
+    ordered = [nodes[index] for index in TopologicalSorter(sources).static_order()]
     del graph.node[:]
     graph.node.extend(ordered)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,3 +24,11 @@ def keep_float32(model: onnx.ModelProto) -> onnx.ModelProto:
 def find_reducible(model: onnx.ModelProto, operators: Collection[str]) -> list[str]:
     """Return the names of the nodes in backbone, neck and towers that are one of some operators."""
     return [node.name for node in model.graph.node if node.op_type in operators and REDUCIBLE.match(node.name)]
+
+
+def find_inputs(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names of what a node reads, also in the body of a loop."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from find_inputs(inner)
