@@ -110,6 +110,9 @@ RULES = {
     'fill_in.py': Rule(covered_by='tests/test_datasets.py::test_fill_in_computes_what_annotations_lack'),
     'from_labels.py': Rule(covered_by='tests/test_datasets.py::test_label_images_become_annotations'),
     'tools/deployment/export_onnx.py': Rule(covered_by='tests/test_export_onnx.py::test_tool_writes_and_verifies'),
+    'tools/deployment/test_onnx.py': Rule(
+        covered_by='tests/test_test_onnx.py::test_perfect_detections_have_perfect_metrics'
+    ),
     '-m embedmask_mmdet.runtime': Rule(covered_by='tests/test_runtime.py::test_folders_and_videos'),
     'demo/image_demo.py': Rule(says='2 of 2 drawn'),
 }
