@@ -5,15 +5,17 @@ import sys
 from types import SimpleNamespace
 
 import cv2
+import mmcv
 import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.structures import InstanceData
+from torch.onnx.operators import shape_as_tensor
 
 from embedmask_mmdet.deployment import grid
-from embedmask_mmdet.deployment.export import correct_resizing, make_graph
+from embedmask_mmdet.deployment.export import correct_resizing, make_graph, trace
 from embedmask_mmdet.deployment.kinds import DEFAULT_KIND, KINDS
 from embedmask_mmdet.deployment.preprocessing import fit_size
 from embedmask_mmdet.deployment.resizing import resize
@@ -181,6 +183,32 @@ def test_resize_is_that_of_opencv():
         sizes = torch.tensor([height, width]), torch.tensor([new_height, new_width])
         expected = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
         assert (resize(torch.from_numpy(image), *sizes).numpy() == expected).all()
+
+
+class Resizing(torch.nn.Module):
+    """What the graph does with an image before the network sees it."""
+
+    def __init__(self, resize_cfg):
+        super().__init__()
+        self.resize_cfg = resize_cfg
+
+    def forward(self, image):
+        shape = shape_as_tensor(image)[:2]
+        return resize(image, shape, fit_size(shape, self.resize_cfg))
+
+
+def test_graph_resizes_as_mmcv():
+    resizing = Resizing(dict(scale=(512, 512), keep_ratio=True))
+    resizing.preparation = SimpleNamespace(
+        name='image', axes={0: 'height', 1: 'width'}, example=torch.zeros(97, 131, 3, dtype=torch.uint8)
+    )
+    resizing.axes = {'resized': {0: 'height', 1: 'width'}}
+    run = start(trace(resizing))
+    rng = np.random.default_rng(0)
+    # In single precision, weights of pixels in the first four would differ.
+    for height, width in [(300, 256), (501, 700), (627, 580), (333, 457), (512, 341), (64, 64), (700, 9)]:
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(run(image)[0], mmcv.imrescale(image, (512, 512)))
 
 
 @pytest.mark.parametrize(

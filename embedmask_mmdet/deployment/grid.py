@@ -43,10 +43,11 @@ class Axis(NamedTuple):
 
 def make_axis(size: Tensor, resized_size: Tensor, num_pixels: Tensor) -> Axis:
     """Resize `size` cells to `resized_size` pixels, of which the first `num_pixels` are in the image."""
-    position = (torch.arange(num_pixels).double() + 0.5) * (size.double() / resized_size.double()) - 0.5
-    position = torch.minimum(position.clamp(min=0), size.double() - 1)
+    # In single precision, as PyTorch does.
+    position = (torch.arange(num_pixels).float() + 0.5) * (size.float() / resized_size.float()) - 0.5
+    position = torch.minimum(position.clamp(min=0), size.float() - 1)
     cell = position.floor()
-    return Axis(cell.long(), (position - cell).float(), size)
+    return Axis(cell.long(), position - cell, size)
 
 
 class MaskGrid(NamedTuple):

@@ -70,7 +70,9 @@ def fit_size(ori_shape: Tensor, resize_cfg: dict | None) -> Tensor:
         return torch.tensor([height, width])
     # mmcv's imrescale computes with Python's floats, too.
     shape = ori_shape.double()
-    factor = torch.minimum(max(width, height) / shape.max(), min(width, height) / shape.min())
+    # As vectors, because the exporter computes in single precision with single numbers.
+    longest, shortest = shape.amax(0, keepdim=True), shape.amin(0, keepdim=True)
+    factor = torch.minimum(max(width, height) / longest, min(width, height) / shortest)
     return (shape * factor + 0.5).floor().long()
 
 

@@ -18,7 +18,8 @@ def weigh_pixels(size: Tensor, new_size: Tensor) -> tuple[Tensor, Tensor, Tensor
     Returns:
         Indices of both, int64 ``(new_size,)``, and their weights, int32 ``(new_size,)`` in units of ``1 / COEF_SCALE``.
     """
-    scale = 1 / (new_size.double() / size.double())
+    # As vectors, because the exporter computes in single precision with single numbers.
+    scale = 1 / (new_size[None].double() / size[None].double())
     position = ((torch.arange(new_size).double() + 0.5) * scale - 0.5).float()
     first = position.floor()
     fraction = position - first
