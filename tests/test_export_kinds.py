@@ -248,7 +248,7 @@ TOOL_CASES = {
     'wrong opset': (['--opset', '99'], 'opset 99 cannot be written. Use one from 16 to 20'),
     'shape of an image': (['--shape', '1', '64', '64'], 'Add `--input tensor`'),
     'no images': (['--int8', 'nothing'], 'nothing has no images to calibrate with'),
-    'verify': (['--raw', '--verify', 'image.png'], '--verify compares bitmaps in images'),
+    'verify': (['--raw', '--verify', 'image.png'], '--verify compares masks in images'),
 }
 
 

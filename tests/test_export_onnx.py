@@ -20,10 +20,11 @@ from embedmask_mmdet.deployment.kinds import DEFAULT_KIND, KINDS
 from embedmask_mmdet.deployment.preprocessing import fit_size
 from embedmask_mmdet.deployment.resizing import resize
 from embedmask_mmdet.deployment.suppression import BatchedNMS
-from embedmask_mmdet.deployment.verify import compare, finish_masks
+from embedmask_mmdet.deployment.verify import compare
 from embedmask_mmdet.errors import InputError
 from embedmask_mmdet.models import EmbedMaskBoxFrame, EmbedMaskNMS
 from embedmask_mmdet.models.refine import PixelGrid
+from embedmask_mmdet.runtime.masks import GridMasks
 from tests.builders import (
     CLASSES,
     COCO_CONFIG,
@@ -122,7 +123,7 @@ def run_grid(graph, image):
     outputs = dict(zip([output.name for output in graph.graph.output], start(graph)(image)))
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
     assert metadata['masks'] == 'grid'
-    return outputs, finish_masks(outputs, image.shape[:2], float(metadata['threshold']))
+    return outputs, GridMasks.from_outputs(outputs, image.shape[:2], float(metadata['threshold'])).to_array()
 
 
 def test_grid_gives_the_same_masks(exported):

@@ -1,16 +1,14 @@
 """The metrics of an ONNX file are those of its detections, and files that cannot be tested are explained."""
 
-import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
-import torch
-from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 
 from embedmask_mmdet.deployment import evaluation
-from embedmask_mmdet.deployment.evaluation import OnnxDetector, evaluate
+from embedmask_mmdet.deployment.evaluation import evaluate
 from embedmask_mmdet.errors import InputError
 from tests.builders import CLASSES, ROOT, tiny_cfg
 from tests.scripts import run_script
@@ -18,10 +16,10 @@ from tests.scripts import run_script
 TOOL = ROOT / 'tools' / 'deployment' / 'test_onnx.py'
 
 
-class PerfectDetector:
+class PerfectSegmenter:
     """Gives what is in the annotation file, if it sees an image as OpenCV reads it."""
 
-    metadata = dict(classes=json.dumps(CLASSES))
+    class_names = CLASSES
 
     def __init__(self, data_root):
         coco = COCO(data_root / 'annotations.json')
@@ -35,13 +33,13 @@ class PerfectDetector:
 
     def __call__(self, image):
         bboxes, labels, masks = zip(*self.annotations[image.tobytes()])
-        bboxes = torch.tensor(bboxes)
+        bboxes = np.array(bboxes)
         bboxes[:, 2:] += bboxes[:, :2]
-        return InstanceData(
+        return SimpleNamespace(
             bboxes=bboxes,
-            scores=torch.linspace(0.9, 0.5, len(bboxes)),
-            labels=torch.tensor(labels),
-            masks=torch.from_numpy(np.stack(masks) > 0),
+            scores=np.linspace(0.9, 0.5, len(bboxes)),
+            labels=np.array(labels),
+            masks=np.stack(masks) > 0,
         )
 
 
@@ -53,16 +51,16 @@ def cfg(data_root, tmp_path):
 
 
 def test_perfect_detections_have_perfect_metrics(cfg, data_root, monkeypatch):
-    monkeypatch.setattr(evaluation, 'OnnxDetector', lambda path: PerfectDetector(data_root))
+    monkeypatch.setattr(evaluation, 'Segmenter', lambda path: PerfectSegmenter(data_root))
     metrics = evaluate(cfg, 'model.onnx')
     assert metrics['coco/segm_mAP'] == metrics['coco/bbox_mAP'] == 1.0
     assert len(cfg.test_dataloader.dataset.pipeline) == 4  # the config is as it was
 
 
 def test_other_classes_are_named(cfg, data_root, monkeypatch):
-    detector = PerfectDetector(data_root)
-    detector.metadata = dict(classes='["cat", "dog"]')
-    monkeypatch.setattr(evaluation, 'OnnxDetector', lambda path: detector)
+    segmenter = PerfectSegmenter(data_root)
+    segmenter.class_names = ('cat', 'dog')
+    monkeypatch.setattr(evaluation, 'Segmenter', lambda path: segmenter)
     with pytest.raises(InputError, match='model.onnx has the classes cat, dog, but the test set has disc, rectangle'):
         evaluate(cfg, 'model.onnx')
 
@@ -77,11 +75,12 @@ def identity():
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 17)], ir_version=8)
 
 
-def test_file_of_another_kind_is_explained(identity, tmp_path):
-    path = tmp_path / 'other.onnx'
-    path.write_bytes(identity.SerializeToString())
-    with pytest.raises(InputError, match='other.onnx takes input and gives output, not detections.*without --input'):
-        OnnxDetector(path)
+def test_tool_explains_a_file_of_another_kind(identity, cfg, tmp_path):
+    (tmp_path / 'other.onnx').write_bytes(identity.SerializeToString())
+    cfg.dump(tmp_path / 'config.py')
+    ran = run_script(TOOL, ['config.py', 'other.onnx'], tmp_path)
+    assert ran.code == 1 and 'Traceback' not in ran.stderr
+    assert 'it takes input and gives output. Write it with' in ran.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize('content', ['truncated', 'empty', 'text'])
@@ -92,18 +91,18 @@ def test_tool_explains_a_broken_file(identity, content, cfg, tmp_path):
     cfg.dump(tmp_path / 'config.py')
     ran = run_script(TOOL, ['config.py', 'broken.onnx'], tmp_path)
     assert ran.code == 1 and 'Traceback' not in ran.stderr
-    assert 'broken.onnx is not a complete ONNX file' in ran.stderr.splitlines()[-1]
-    assert 'Export it again' in ran.stderr.splitlines()[-1]
+    assert 'broken.onnx cannot be loaded: it is incomplete or not an ONNX file' in ran.stderr.splitlines()[-1]
+    assert 'Copy it again, or write it with tools/deployment/export_onnx.py' in ran.stderr.splitlines()[-1]
 
 
 def test_tool_names_a_missing_file(cfg, tmp_path):
     cfg.dump(tmp_path / 'config.py')
     ran = run_script(TOOL, ['config.py', 'none.onnx'], tmp_path)
-    assert ran.code == 1 and 'the ONNX file none.onnx does not exist' in ran.stderr
+    assert ran.code == 1 and 'the model none.onnx does not exist. Write it with' in ran.stderr
 
 
 def test_tool_prints_metrics(cfg, data_root, monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluation, 'OnnxDetector', lambda path: PerfectDetector(data_root))
+    monkeypatch.setattr(evaluation, 'Segmenter', lambda path: PerfectSegmenter(data_root))
     cfg.dump(tmp_path / 'config.py')
     (tmp_path / 'model.onnx').touch()
     ran = run_script(TOOL, ['config.py', 'model.onnx'], tmp_path)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
@@ -15,44 +13,9 @@ from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
-from embedmask_mmdet.deployment.packages import import_optional
+from embedmask_mmdet.deployment.verify import COMPARED
 from embedmask_mmdet.errors import InputError, name_some
-
-OUTPUTS = ('bboxes', 'scores', 'labels', 'masks')
-
-
-class OnnxDetector:
-    """Detect with an ONNX file that takes images and gives detections.
-
-    Args:
-        path: The file.
-
-    Raises:
-        InputError: If it cannot be read or is of another kind, or onnxruntime is missing.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        onnxruntime = import_optional('onnxruntime')
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-        # Errors of onnxruntime have no class in common but this.
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f'{path} is not a complete ONNX file ({reason}). Export it again.') from error
-        inputs, outputs = (
-            [value.name for value in values()] for values in (self.session.get_inputs, self.session.get_outputs)
-        )
-        if inputs != ['image'] or tuple(outputs) != OUTPUTS:
-            raise InputError(
-                f'{path} takes {name_some(inputs)} and gives {name_some(outputs)}, not detections in an image. Export '
-                'it without --input, --raw and --masks.'
-            )
-        self.metadata = self.session.get_modelmeta().custom_metadata_map
-
-    def __call__(self, image: np.ndarray) -> InstanceData:
-        """Detect in an image ``(H, W, 3)``, uint8 BGR."""
-        outputs = self.session.run(None, {'image': image})
-        return InstanceData(**{name: torch.from_numpy(output) for name, output in zip(OUTPUTS, outputs)})
+from embedmask_mmdet.runtime import Segmenter
 
 
 def keep_size(cfg: Config) -> dict:
@@ -65,14 +28,13 @@ def keep_size(cfg: Config) -> dict:
     return dataloader
 
 
-def check_classes(detector: OnnxDetector, classes: tuple[str, ...], path: str | Path) -> None:
-    """Compare the classes of a file and of a dataset.
+def check_classes(known: tuple[str, ...], classes: tuple[str, ...], path: str | Path) -> None:
+    """Compare the classes of a file, which may have no names, with those of a dataset.
 
     Raises:
         InputError: If they differ.
     """
-    known = json.loads(detector.metadata.get('classes', 'null'))
-    if known is not None and tuple(known) != tuple(classes):
+    if known and known != tuple(classes):
         raise InputError(
             f'{path} has the classes {name_some(known)}, but the test set has {name_some(list(classes))}. Use the '
             'config that the file was exported with.'
@@ -84,7 +46,7 @@ def evaluate(cfg: Config, path: str | Path) -> dict[str, float]:
 
     Args:
         cfg: With ``test_dataloader`` and ``test_evaluator``.
-        path: The file, with images as input and bitmaps as output.
+        path: The file, with images as input and masks as output.
 
     Returns:
         The metrics by name.
@@ -92,13 +54,14 @@ def evaluate(cfg: Config, path: str | Path) -> dict[str, float]:
     Raises:
         InputError: If the file cannot be used with this config.
     """
-    detector = OnnxDetector(path)
+    segmenter = Segmenter(path)
     dataloader = Runner.build_dataloader(keep_size(cfg), seed=0)
-    check_classes(detector, dataloader.dataset.metainfo['classes'], path)
+    check_classes(segmenter.class_names, dataloader.dataset.metainfo['classes'], path)
     evaluator = Evaluator(cfg.test_evaluator)
     evaluator.dataset_meta = dataloader.dataset.metainfo
     for batch in dataloader:
         for image, sample in zip(batch['inputs'], batch['data_samples']):
-            detections = detector(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-            evaluator.process([DetDataSample(pred_instances=detections, metainfo=sample.metainfo)], batch)
+            detections = segmenter(image.permute(1, 2, 0).numpy())
+            results = InstanceData(**{name: torch.from_numpy(getattr(detections, name)) for name in COMPARED})
+            evaluator.process([DetDataSample(pred_instances=results, metainfo=sample.metainfo)], batch)
     return evaluator.evaluate(len(dataloader.dataset))

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from embedmask_mmdet.models import EmbedMask
 from embedmask_mmdet.models.proposals import flatten_levels
-from embedmask_mmdet.ops.mask_stage import BOX_PADDING, OUTSIDE
+from embedmask_mmdet.ops.mask_stage import BOX_PADDING, find_outside_value
 
 MAX_SIDE = 8192  # pixels
 
@@ -66,12 +66,12 @@ class ProposalMasks(nn.Module):
 
     def __init__(self, model: EmbedMask) -> None:
         super().__init__()
-        self.stride = model.mask_head.stride
-        self.upscale = model.mask_head.mask_scale
-        self.resize_prob = model.mask_head.resize_prob
-        log_thr = math.log(model.mask_head.mask_thr)
-        self.threshold = model.mask_head.mask_thr if self.resize_prob else log_thr
-        self.outside_value = 0.0 if self.resize_prob else min(OUTSIDE, 2 * log_thr)
+        mask_head = model.mask_head
+        self.stride = mask_head.stride
+        self.upscale = mask_head.mask_scale
+        self.resize_prob = mask_head.resize_prob
+        self.threshold = mask_head.mask_thr if self.resize_prob else math.log(mask_head.mask_thr)
+        self.outside_value = find_outside_value(mask_head.mask_thr, self.resize_prob)
 
     def forward(self, pixel_embed: Tensor, proposal_embed: Tensor, proposal_margin: Tensor, bboxes: Tensor) -> Tensor:
         """Make masks.
@@ -90,24 +90,25 @@ class ProposalMasks(nn.Module):
         distance = sum(margin * (pixel - proposal).square() for pixel, proposal, margin in channels)
         values = (-distance).exp() if self.resize_prob else -distance
         values = values.masked_fill(~self._inside(bboxes, grid), self.outside_value)
-        values = functional.interpolate(values[:, None], scale_factor=self.stride // self.upscale, mode='bilinear')[
-            :, 0
-        ]
-        return values > self.threshold
+        resized = functional.interpolate(values[:, None], scale_factor=self.stride // self.upscale, mode='bilinear')
+        return resized[:, 0] > self.threshold
 
     def _inside(self, bboxes: Tensor, grid: Tensor) -> Tensor:
-        """Mark the cells of the grid that :func:`embedmask_mmdet.ops.inside_boxes` marks."""
-        cell = self.stride / self.upscale
-        cells = (bboxes.double() / cell).trunc() + torch.tensor([-1, -1, 1, 1]) * BOX_PADDING
+        """Mark the cells that ``ops.inside_boxes`` marks. That makes a tensor of the grid's size, a constant here."""
+        cells = (bboxes.double() / (self.stride / self.upscale)).trunc() + BOX_PADDING * torch.tensor([-1, -1, 1, 1])
         x1, y1, x2, y2 = cells[..., None].unbind(1)
         y, x = (torch.arange(size) for size in grid.shape[1:])
         return ((y1 <= y) & (y < y2))[:, :, None] & ((x1 <= x) & (x < x2))[:, None, :]
 
 
 def export_network(model: EmbedMask) -> ExportedProgram:
-    """Export :class:`ProposalNetwork` for any number of images of any size.
+    """Export :class:`ProposalNetwork` for any number of images.
 
-    Sides must be larger than the largest stride, as PyTorch treats levels of one cell in another way.
+    Their sides must be multiples of 32 pixels, larger than the largest stride, as PyTorch treats levels of one cell in
+    another way, and at most ``MAX_SIDE``.
+
+    Args:
+        model: In evaluation mode.
     """
     divisor = model.data_preprocessor.pad_size_divisor
     least = max(model.bbox_head.strides) // divisor + 1
@@ -122,7 +123,11 @@ def export_network(model: EmbedMask) -> ExportedProgram:
 
 
 def export_masks(model: EmbedMask) -> ExportedProgram:
-    """Export :class:`ProposalMasks` for any number of proposals in an image of any size."""
+    """Export :class:`ProposalMasks` for any number of proposals in an image of any size.
+
+    Args:
+        model: In evaluation mode.
+    """
     count = Dim('count')
     embed_dim = model.bbox_head.embed_dim
     example = (

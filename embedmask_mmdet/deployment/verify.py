@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from embedmask_mmdet.deployment.packages import import_optional
 from embedmask_mmdet.inference.inferencer import EmbedMaskInferencer
+from embedmask_mmdet.runtime import Segmenter
 
 COMPARED = ('bboxes', 'scores', 'labels', 'masks')
 MAX_BOX = 0.05  # pixels
@@ -102,36 +102,6 @@ def compare(outputs: Sequence[np.ndarray], expected: InstanceData) -> Deviation:
     )
 
 
-def weigh_cells(pixels: range, cells: range, size: int, resized_size: int) -> np.ndarray:
-    """Compute the weights of cells for pixels, ``(pixels, cells)``, where `size` cells become `resized_size` pixels."""
-    position = (np.arange(pixels.start, pixels.stop) + 0.5) * size / resized_size - 0.5
-    steps = position.clip(0, size - 1)[:, None] - np.arange(cells.start, cells.stop)
-    return (1 - np.abs(steps)).clip(0).astype(np.float32)
-
-
-def finish_masks(outputs: Mapping[str, np.ndarray], image_size: tuple[int, int], threshold: float) -> np.ndarray:
-    """Make the masks of a file with ``--masks grid``, bool ``(N, H, W)``.
-
-    Args:
-        outputs: Of the file.
-        image_size: ``(H, W)``.
-        threshold: From the metadata of the file.
-    """
-    masks = np.zeros((len(outputs['crops']), *image_size), dtype=bool)
-    sizes = list(zip(outputs['grid_size'].tolist(), outputs['resized_size'].tolist()))
-    start = 0
-    for mask, crop, grid_crop in zip(masks, outputs['crops'], outputs['grid_crops']):
-        (columns, rows), (grid_columns, grid_rows) = (
-            [range(*edges) for edges in window.reshape(2, 2).T.tolist()] for window in (crop, grid_crop)
-        )
-        stop = start + len(grid_rows) * len(grid_columns)
-        values = outputs['values'][start:stop].reshape(len(grid_rows), len(grid_columns))
-        left, right = weigh_cells(rows, grid_rows, *sizes[0]), weigh_cells(columns, grid_columns, *sizes[1])
-        mask[rows.start : rows.stop, columns.start : columns.stop] = left @ values @ right.T > threshold
-        start = stop
-    return masks
-
-
 class Verifier:
     """Run an ONNX file and the detector that it comes from.
 
@@ -140,11 +110,11 @@ class Verifier:
         inferencer: With the detector. All its detections count from now on, and masks become bitmaps.
 
     Raises:
-        InputError: If onnxruntime is missing.
+        InputError: If the file cannot be used, or onnxruntime is missing.
     """
 
     def __init__(self, path: str | Path, inferencer: EmbedMaskInferencer) -> None:
-        self.session = import_optional('onnxruntime').InferenceSession(str(path), providers=['CPUExecutionProvider'])
+        self.segmenter = Segmenter(path)
         self.inferencer = inferencer
         inferencer.thresholds = [0.0] * len(inferencer.classes)
         inferencer.model.mask_head.mask_format = 'bitmap'
@@ -152,9 +122,5 @@ class Verifier:
     def __call__(self, image: np.ndarray) -> Deviation:
         """Compare the detections in an image ``(H, W, 3)``, uint8 BGR."""
         (sample,) = self.inferencer(image, return_datasamples=True)['predictions']
-        names = [output.name for output in self.session.get_outputs()]
-        outputs = dict(zip(names, self.session.run(names, {'image': image})))
-        if 'masks' not in outputs:
-            threshold = float(self.session.get_modelmeta().custom_metadata_map['threshold'])
-            outputs['masks'] = finish_masks(outputs, image.shape[:2], threshold)
-        return compare([outputs[name] for name in COMPARED], sample.pred_instances)
+        detections = self.segmenter(image)
+        return compare([getattr(detections, name) for name in COMPARED], sample.pred_instances)

@@ -69,8 +69,8 @@ def parse_args() -> argparse.Namespace:
     check_checkpoint(args.checkpoint)
     if args.out.suffix != '.onnx':
         fail(f'--out must end with .onnx, got {args.out}. Other files are not written over.')
-    if args.verify and (args.input, args.output) != ('image', 'image'):
-        fail('--verify compares bitmaps in images. Leave it out with --input tensor, --masks grid and --raw.')
+    if args.verify and (args.input != 'image' or args.output == 'raw'):
+        fail('--verify compares masks in images. Leave it out with --input tensor and --raw.')
     if not args.out.parent.is_dir():
         fail(f'the folder {args.out.parent} of --out does not exist. Make it, or choose another.')
     return args
