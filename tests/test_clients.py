@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import encode_mask_results
 from mmengine.structures import InstanceData
 
 from embedmask_mmdet.structures import RLEMasks
@@ -96,3 +98,58 @@ def test_saved_masks_are_loaded_by_the_safe_unpickler(tmp_path):
     assert isinstance(loaded['all'], RLEMasks) and list(loaded['all']) == list(masks)
     assert loaded['all'].shape == (4, H, W)
     assert type(loaded['one']).__module__ == 'collections' and loaded['one'] == masks[1]
+
+
+def make_sample(mask_format: str) -> DetDataSample:
+    return DetDataSample(pred_instances=make_instances(mask_format), metainfo=dict(img_id=1, ori_shape=(H, W)))
+
+
+def to_supervision(mask_format: str) -> list:
+    """Convert, choose and draw as supervision's users do."""
+    supervision = pytest.importorskip('supervision')
+    detections = supervision.Detections.from_mmdetection(make_sample(mask_format))
+    detections = detections[detections.confidence > 0.3]
+    picture = supervision.MaskAnnotator().annotate(np.zeros((H, W, 3), np.uint8), detections)
+    return [detections.xyxy, detections.mask, detections.class_id, picture]
+
+
+def to_tracker(mask_format: str) -> list:
+    """Track still objects in three frames."""
+    supervision, trackers = pytest.importorskip('supervision'), pytest.importorskip('trackers')
+    tracker = trackers.ByteTrackTracker()
+    detections = supervision.Detections.from_mmdetection(make_sample(mask_format))
+    tracked = [tracker.update(detections) for _ in range(3)][-1]
+    return [tracked.xyxy, tracked.mask]
+
+
+def to_label_studio(mask_format: str) -> list:
+    """Read detections one by one, as the backend's example for MMDetection does."""
+    instances = make_sample(mask_format).pred_instances
+    return [[item.bboxes.tolist(), float(item.scores), int(item['labels']), item.masks.numpy()] for item in instances]
+
+
+def to_faster_coco_eval(mask_format: str) -> list:
+    """Evaluate detections against themselves."""
+    coco = pytest.importorskip('faster_coco_eval')
+    instances = make_sample(mask_format).pred_instances
+    encoded = encode_mask_results(instances.masks.numpy())
+    annotations = [
+        dict(id=i, image_id=1, category_id=1, iscrowd=0, area=300, bbox=[0, 0, 1, 1], segmentation=rle)
+        for i, rle in enumerate(encoded, start=1)
+    ]
+    images = [dict(id=1, height=H, width=W)]
+    truth = coco.COCO(dict(images=images, annotations=annotations, categories=[dict(id=1, name='a')]))
+    rles = encoded if mask_format == 'bitmap' else [dict(rle) for rle in instances.masks]
+    scored = [
+        dict(image_id=1, category_id=1, score=float(score), segmentation=rle)
+        for score, rle in zip(instances.scores, rles)
+    ]
+    evaluation = coco.COCOeval_faster(truth, truth.loadRes(scored), 'segm')
+    evaluation.run()
+    assert evaluation.stats[0] == pytest.approx(1)
+    return evaluation.stats.tolist()
+
+
+@pytest.mark.parametrize('client', [to_supervision, to_tracker, to_label_studio, to_faster_coco_eval])
+def test_client_gives_the_same_with_run_lengths(client):
+    np.testing.assert_equal(client('rle'), client('bitmap'))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -97,7 +98,7 @@ class FileSegmenter:
             OSError: The video is missing, or cannot be written.
             InputError: The file is not a video, or is incomplete. Frames up to there have been written.
         """
-        frame_ids = iter(range(2**63))
+        frame_ids = count()
 
         def draw(frames: list[np.ndarray]) -> list[np.ndarray]:
             found = [self._detect(frame) for frame in frames]

@@ -84,7 +84,7 @@ def test_masked_pixels_cost_nothing_and_no_number_shows():
 
 @pytest.mark.parametrize('shape', [(0, 4, 4), (2, 4, 4)])
 def test_no_instances_and_no_foreground(shape):
-    loss = MODELS.build(dict(type='DiceCrossEntropyLoss', loss_weight=0.5))
+    loss = MODELS.build(dict(type='mmdet.DiceCrossEntropyLoss', loss_weight=0.5))
     log_prob = torch.full(shape, -30.0, requires_grad=True)
     total = loss(log_prob, torch.zeros(shape, dtype=torch.bool), torch.ones(shape[0]), avg_factor=2)
     total.backward()
