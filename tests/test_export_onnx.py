@@ -152,6 +152,18 @@ def test_grid_holds_every_cell_that_pixels_read(exported):
 
 
 @pytest.mark.parametrize('config', CONFIGS)
+def test_boxes_cut_masks_as_in_pytorch(config):
+    pytest.importorskip('onnx')
+    model, image = build(CONFIGS[config]), draw((231, 180))
+    with torch.no_grad():
+        model.bbox_head.conv_margin.bias -= 5  # masks are wide
+    expected = predict(model, image)
+    deviation = compare(start(make_graph(model, PIPELINE, {}))(image), expected)
+    assert deviation.num_detections == deviation.num_expected > 5 and expected.masks.any()
+    assert deviation.pixels <= 5, str(deviation)
+
+
+@pytest.mark.parametrize('config', CONFIGS)
 def test_no_detection(config):
     pytest.importorskip('onnx')
     model, image = build(CONFIGS[config]), draw((40, 70))
@@ -198,18 +210,25 @@ class Resizing(torch.nn.Module):
         return resize(image, shape, fit_size(shape, self.resize_cfg))
 
 
-def test_graph_resizes_as_mmcv():
-    resizing = Resizing(dict(scale=(512, 512), keep_ratio=True))
+# In single precision, weights of pixels would differ in the first four images, and sizes in the last two.
+RESIZED = {
+    (512, 512): [(300, 256), (501, 700), (627, 580), (333, 457), (512, 341), (64, 64), (700, 9)],
+    (1333, 800): [(21, 186), (21, 258)],
+}
+
+
+@pytest.mark.parametrize('scale', RESIZED)
+def test_graph_resizes_as_mmcv(scale):
+    resizing = Resizing(dict(scale=scale, keep_ratio=True))
     resizing.preparation = SimpleNamespace(
         name='image', axes={0: 'height', 1: 'width'}, example=torch.zeros(97, 131, 3, dtype=torch.uint8)
     )
     resizing.axes = {'resized': {0: 'height', 1: 'width'}}
     run = start(trace(resizing))
     rng = np.random.default_rng(0)
-    # In single precision, weights of pixels in the first four would differ.
-    for height, width in [(300, 256), (501, 700), (627, 580), (333, 457), (512, 341), (64, 64), (700, 9)]:
+    for height, width in RESIZED[scale]:
         image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        np.testing.assert_array_equal(run(image)[0], mmcv.imrescale(image, (512, 512)))
+        np.testing.assert_array_equal(run(image)[0], mmcv.imrescale(image, scale))
 
 
 @pytest.mark.parametrize(

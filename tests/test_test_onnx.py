@@ -101,6 +101,15 @@ def test_tool_names_a_missing_file(cfg, tmp_path):
     assert ran.code == 1 and 'the model none.onnx does not exist. Write it with' in ran.stderr
 
 
+def test_tool_names_missing_data(cfg, data_root, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation, 'Segmenter', lambda path: PerfectSegmenter(data_root))
+    cfg.test_dataloader.dataset.ann_file = 'gone.json'
+    cfg.dump(tmp_path / 'config.py')
+    ran = run_script(TOOL, ['config.py', 'model.onnx'], tmp_path)
+    assert ran.code == 1 and 'Traceback' not in ran.stderr
+    assert 'gone.json does not exist' in ran.stderr.splitlines()[-1]
+
+
 def test_tool_prints_metrics(cfg, data_root, monkeypatch, tmp_path):
     monkeypatch.setattr(evaluation, 'Segmenter', lambda path: PerfectSegmenter(data_root))
     cfg.dump(tmp_path / 'config.py')

@@ -14,7 +14,7 @@ from pathlib import Path
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, DictAction
 
-from embedmask_mmdet.cli.launch import check_config, fail
+from embedmask_mmdet.cli.launch import check_config, fail, fail_missing
 from embedmask_mmdet.deployment.evaluation import evaluate
 from embedmask_mmdet.errors import InputError
 
@@ -42,6 +42,8 @@ def main() -> None:
         metrics = evaluate(cfg, args.model)
     except InputError as error:
         fail(str(error))
+    except FileNotFoundError as error:
+        fail_missing(error)
     for name, value in metrics.items():
         print(f'{name}: {value}')
 
