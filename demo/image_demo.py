@@ -19,7 +19,7 @@ from mmengine.config import Config, DictAction
 from PIL import Image
 
 from embedmask_mmdet.analysis.thresholds import DEFAULT_THRESHOLD, load_thresholds, thresholds_file
-from embedmask_mmdet.cli.launch import check_checkpoint, check_config, fail
+from embedmask_mmdet.cli.launch import check_checkpoint, fail, find_config
 from embedmask_mmdet.errors import CheckpointError, InputError, name_some
 from embedmask_mmdet.inference import EmbedMaskInferencer
 from embedmask_mmdet.inference.drawing import FileDrawer
@@ -98,7 +98,7 @@ def choose_thresholds(args: argparse.Namespace, classes: Sequence[str]) -> list[
 def main() -> None:
     """Draw on all inputs."""
     args = parse_args()
-    check_config(args.config)
+    args.config = find_config(args.config)
     check_checkpoint(args.checkpoint)
     skipped = SkippedFiles()
     files = list_files(args.inputs, skipped)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedmask_mmdet.cli.launch import ROOT
+from embedmask_mmdet.locations import REPOSITORY as ROOT
 from tests.scripts import run_script
 
 TEMPLATE = ROOT / 'configs' / 'embedmask_own-data.py'

@@ -27,10 +27,11 @@ done
 [[ -n "$installed_tools" ]] || fail "no python with mmdet and embedmask_mmdet. Activate the environment that has them, or run 'make setup' in $(dirname "$tools")"
 
 checks='import sys; sys.argv[0] = sys.argv.pop(1)
-from embedmask_mmdet.cli.launch import check_checkpoint, check_config
-check_config(sys.argv[1])
+from embedmask_mmdet.cli.launch import check_checkpoint, find_config
+print(find_config(sys.argv[1]))
 for checkpoint in sys.argv[2:]: check_checkpoint(checkpoint)'
-python -c "$checks" "$0" "${@:1:required-1}" || exit 2
+config="$(python -c "$checks" "$0" "${@:1:required-1}")" || exit 2
+set -- "$config" "${@:2}"
 
 # The installed scripts do not quote their arguments: split words only at line breaks, and expand no patterns.
 IFS=$'\n'

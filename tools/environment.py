@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV_PYTHON = ROOT / '.venv' / 'bin' / 'python'
-INSTALL_COMMAND = f'{sys.executable} -m pip install --no-build-isolation -e {ROOT}'
+INSTALL_COMMAND = f'{sys.executable} -m pip install -e {ROOT}'
 
 
 def find_missing_packages() -> list[str]:
@@ -20,8 +20,17 @@ def find_missing_packages() -> list[str]:
     return [name for name in ('mmdet', 'embedmask_mmdet') if importlib.util.find_spec(name) is None]
 
 
+def prefer_installed() -> None:
+    """Let the installed package win over the one beside the tools, which may lack its kernels.
+
+    MMDetection's ``dist_train.sh`` puts the folder above the tools first on ``PYTHONPATH``.
+    """
+    sys.path.sort(key=lambda entry: Path(entry).resolve() == ROOT)
+
+
 def require_packages() -> None:
     """Restart this program in the project's ``.venv`` if a package is missing; without it, end with a message."""
+    prefer_installed()
     missing = find_missing_packages()
     if not missing:
         return

@@ -22,8 +22,8 @@ from torch import distributed
 from embedmask_mmdet.cli.config_errors import explain_config_error
 from embedmask_mmdet.engine.data_checks import explain_broken_image, explain_build_error
 from embedmask_mmdet.errors import CheckpointError
+from embedmask_mmdet.locations import list_configs
 
-ROOT = Path(__file__).resolve().parents[2]
 MAX_LISTED = 8
 
 
@@ -37,14 +37,21 @@ def fail_missing(error: FileNotFoundError) -> NoReturn:
     fail(explain_build_error(error, ''))
 
 
-def check_config(config: str) -> None:
-    """End the program if the config file cannot be read, or does not exist; then the message lists similar names."""
+def find_config(config: str) -> str:
+    """Return the path of a config file that can be read; otherwise end the program and list similar names.
+
+    Args:
+        config: Path of a file, or name of a config of this package.
+    """
+    known = list_configs()
+    shipped = known.get(f'{config.removesuffix(".py")}.py')
     if Path(config).expanduser().is_file():
         message = explain_config_error(config)
         if message:
             fail(message)
-        return
-    known = {path.name: path for path in sorted((ROOT / 'configs').rglob('*.py')) if '_base_' not in path.parts}
+        return config
+    if shipped:
+        return str(shipped)
     similar = difflib.get_close_matches(Path(config).name, known, n=3, cutoff=0.5)
     listed = ''.join(f'\n  {known[name]}' for name in similar or known)
     hint = f' {"Did you mean" if similar else "Available configs"}:{listed}' if listed else ''
@@ -75,7 +82,7 @@ def load_installed(name: str) -> ModuleType:
     (package,) = importlib.util.find_spec('mmdet').submodule_search_locations
     path = Path(package, '.mim', 'tools', name)
     if not path.is_file():
-        fail(f'the installed mmdet has no {path}. Install mmdet 3.3.0 from its wheel, or run `make setup` in {ROOT}.')
+        fail(f'the installed mmdet has no {path}. Install mmdet 3.3.0 from its wheel.')
     spec = importlib.util.spec_from_file_location(f'mmdet_tools_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -85,7 +92,7 @@ def load_installed(name: str) -> ModuleType:
 def parse_args(tool: ModuleType) -> Namespace:
     """Parse the command line as an installed tool does, and check that the files it names exist."""
     args = tool.parse_args()
-    check_config(args.config)
+    args.config = find_config(args.config)
     checkpoint = getattr(args, 'checkpoint', None) or getattr(args, 'resume', None)
     if checkpoint and checkpoint != 'auto':
         check_checkpoint(checkpoint)

@@ -1,7 +1,7 @@
 """MMEngine hooks for training and testing.
 
-Importing this package turns on two things: checkpoints are loaded safely, and annotation files are checked while
-MMDetection reads them.
+Importing this package turns on three things: checkpoints are loaded safely, annotation files are checked while
+MMDetection reads them, and MMEngine finds the configs of this package by name.
 """
 
 from embedmask_mmdet.engine.check_hook import EmbedMaskCheckHook
@@ -9,6 +9,7 @@ from embedmask_mmdet.engine.checkpoint import load_from_local
 from embedmask_mmdet.engine.compiling import EmbedMaskCompileHook
 from embedmask_mmdet.engine.data_checks import check_what_mmdet_reads
 from embedmask_mmdet.engine.finite import EmbedMaskFiniteLossHook
+from embedmask_mmdet.engine.model_zoo import register_configs
 from embedmask_mmdet.engine.packages import EmbedMaskPackagesHook
 from embedmask_mmdet.engine.resume import EmbedMaskCheckpointHook
 
@@ -22,3 +23,4 @@ __all__ = [
 ]
 
 check_what_mmdet_reads()
+register_configs()

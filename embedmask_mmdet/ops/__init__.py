@@ -39,7 +39,7 @@ def _warn_of_plain(device: str) -> None:
     build = 'FORCE_CUDA=1 pip install' if device == 'cuda' else 'pip install'
     warnings.warn(
         f"embedmask_mmdet was built without its kernels for '{device}'{_NO_KERNELS} and uses plain PyTorch, "
-        f'which is slower. Build them in its repository: {build} --no-build-isolation -e .',
+        f'which is slower. Build them in its repository: {build} -e .',
         stacklevel=4,  # the line that called the op
     )
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from embedmask_mmdet.analysis.comparison import run_comparison
 from embedmask_mmdet.analysis.comparison.configs import Options, split_limit
-from embedmask_mmdet.cli.launch import check_config, fail, fail_missing
+from embedmask_mmdet.cli.launch import fail, fail_missing, find_config
 from embedmask_mmdet.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,8 +51,9 @@ def parse_args() -> Options:
         fail('--iterations, --seeds and --rounds must be at least 1, and --scale above 0.')
     if options.out.suffix != '.md':
         fail(f'--out must be a Markdown file, got {options.out}. Give NAME.md; NAME.json is written next to it.')
-    for argument in options.configs:
-        check_config(split_limit(argument)[0])
+    for i, argument in enumerate(options.configs):
+        name, _ = split_limit(argument)
+        options.configs[i] = argument.replace(name, find_config(name))
     return options
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from embedmask_mmdet.analysis.configs import INSTALLED_PREFIX, load_config
 from embedmask_mmdet.analysis.flops import format_flops
-from embedmask_mmdet.cli.launch import check_config, fail
+from embedmask_mmdet.cli.launch import fail, find_config
 from embedmask_mmdet.errors import InputError
 
 
@@ -25,9 +25,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if min(args.shape) < 1:
         fail(f'--shape takes a height and a width in pixels, got {args.shape}')
-    for config in args.configs:
-        if not config.startswith(INSTALLED_PREFIX):
-            check_config(config)
+    args.configs = [name if name.startswith(INSTALLED_PREFIX) else find_config(name) for name in args.configs]
     return args
 
 

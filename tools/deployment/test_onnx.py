@@ -14,7 +14,7 @@ from pathlib import Path
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, DictAction
 
-from embedmask_mmdet.cli.launch import check_config, fail, fail_missing
+from embedmask_mmdet.cli.launch import fail, fail_missing, find_config
 from embedmask_mmdet.deployment.evaluation import evaluate
 from embedmask_mmdet.errors import InputError
 
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
         '--cfg-options', nargs='+', action=DictAction, default={}, help='key=value, replaces a setting of the config'
     )
     args = parser.parse_args()
-    check_config(args.config)
+    args.config = find_config(args.config)
     return args
 
 

@@ -17,7 +17,7 @@ from mmengine.config import Config, DictAction
 
 from embedmask_mmdet.analysis.report.data_page import write_data_page
 from embedmask_mmdet.analysis.report.html import check_out
-from embedmask_mmdet.cli.launch import check_config, fail
+from embedmask_mmdet.cli.launch import fail, find_config
 from embedmask_mmdet.engine.data_checks import Finding, find_problems
 from embedmask_mmdet.engine.data_checks.datasets import NUM_IMAGES
 from embedmask_mmdet.errors import InputError
@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         '--cfg-options', nargs='+', action=DictAction, default={}, help='key=value, replaces a setting of the config'
     )
     args = parser.parse_args()
-    check_config(args.config)
+    args.config = find_config(args.config)
     return args
 
 

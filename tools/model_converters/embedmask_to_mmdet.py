@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from embedmask_mmdet.cli.launch import check_checkpoint, check_config, fail
+from embedmask_mmdet.cli.launch import check_checkpoint, fail, find_config
 from embedmask_mmdet.converters.authors import convert
 from embedmask_mmdet.errors import CheckpointError, InputError
 
@@ -36,7 +36,7 @@ def main() -> None:
     if dst.exists() and dst.samefile(src):
         fail(f'SRC and DST are the same file, {src}: choose another DST')
     if args.config:
-        check_config(args.config)
+        args.config = find_config(args.config)
     try:
         config = convert(src, dst, args.config and Path(args.config).expanduser(), args.reverse)
     except (CheckpointError, InputError) as error:

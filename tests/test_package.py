@@ -1,0 +1,200 @@
+"""The wheel and the sdist, installed away from the repository, and the command ``embedmask``."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+
+from embedmask_mmdet import __version__
+from embedmask_mmdet.cli import doctor
+from embedmask_mmdet.cli.main import COMMANDS
+from tests.scripts import run_script
+
+ROOT = Path(__file__).parents[1]
+CLI = ROOT / 'embedmask_mmdet' / 'cli' / 'main.py'
+
+
+def run(*command, cwd, **variables):
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    command = [str(part) for part in command]
+    return subprocess.run(command, cwd=cwd, env={**environment, **variables}, capture_output=True, text=True)
+
+
+def copy_sources(folder):
+    """Copy what git has, as a clone would; nothing that was built."""
+    files = run('git', 'ls-files', '--cached', '--others', '--exclude-standard', cwd=ROOT).stdout.split('\n')
+    for name in filter(None, files):
+        if (ROOT / name).is_file() and not name.startswith(('tests/', 'docs/')):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """Build a wheel from an sdist, where there is no compiler."""
+    folder = tmp_path_factory.mktemp('package')
+    sources = copy_sources(folder / 'clone')
+    build = 'from setuptools import build_meta as b; import sys; print(b.build_sdist(sys.argv[1]))'
+    made = run(sys.executable, '-c', build, folder, cwd=sources)
+    assert made.returncode == 0, made.stderr[-2000:]
+    with tarfile.open(folder / f'embedmask_mmdet-{__version__}.tar.gz') as archive:
+        archive.extractall(folder / 'sdist', filter='data')
+    (unpacked,) = (folder / 'sdist').iterdir()
+    build = build.replace('build_sdist', 'build_wheel')
+    made = run(sys.executable, '-c', build, folder, cwd=unpacked, CXX='/nonexistent/c++')
+    assert made.returncode == 0, made.stderr[-2000:]
+    (path,) = folder.glob('*.whl')
+    return path, made
+
+
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('installed')
+    zipfile.ZipFile(wheel[0]).extractall(folder)
+    return folder
+
+
+def test_wheel_is_built_without_a_compiler_and_says_so(wheel):
+    path, made = wheel
+    assert 'kernels of embedmask_mmdet are not built' in made.stderr and 'plain PyTorch' in made.stderr
+    names = zipfile.ZipFile(path).namelist()
+    assert not any(name.endswith('.so') for name in names)
+    configs = {name.rpartition('/')[2] for name in names if '/.mim/configs/embedmask/' in name}
+    assert configs >= {file.name for file in (ROOT / 'configs').glob('*.py')} | {'metafile.yml', 'embedmask-plus.py'}
+    assert {f'embedmask_mmdet/.mim/{script}' for script, _ in COMMANDS.values()} <= set(names)
+
+
+def test_missing_kernels_are_an_error_on_request(tmp_path):
+    sources = copy_sources(tmp_path / 'clone')
+    variables = dict(CXX='/nonexistent/c++', EMBEDMASK_REQUIRE_KERNELS='1')
+    made = run(sys.executable, 'setup.py', 'build_ext', cwd=sources, **variables)
+    assert made.returncode == 1 and made.stderr.splitlines()[-1].startswith('The kernels of embedmask_mmdet are not')
+
+
+def test_installed_package_works_away_from_the_repository(installed, tmp_path):
+    (tmp_path / 'mine.py').write_text("_base_ = 'embedmask_mmdet::embedmask/embedmask-plus_r18_nuclei.py'\n")
+    (tmp_path / 'use.py').write_text(
+        'import embedmask_mmdet\n'
+        'from mmengine.config import Config\n'
+        'from mmdet.apis import DetInferencer\n'
+        "print('base', Config.fromfile('mine.py').model.type)\n"
+        "print('model', DetInferencer('embedmask_r18_nuclei', device='cpu').cfg.filename)\n"
+        "from embedmask_mmdet.cli.launch import find_config\nprint('config', find_config('embedmask_r50_1x_coco'))\n"
+    )
+    used = run(sys.executable, 'use.py', cwd=tmp_path, PYTHONPATH=str(installed))
+    assert used.returncode == 0, used.stderr[-2000:]
+    printed = dict(
+        line.split(' ', 1) for line in used.stdout.splitlines() if line.startswith(('base', 'model', 'conf'))
+    )
+    configs = installed / 'embedmask_mmdet' / '.mim' / 'configs' / 'embedmask'
+    assert printed == {
+        'base': 'EmbedMask',
+        'model': str(configs / 'embedmask_r18_nuclei.py'),
+        'config': str(configs / 'embedmask_r50_1x_coco.py'),
+    }
+
+
+def test_doctor_of_an_installed_package_names_the_missing_kernels(installed, tmp_path):
+    # The environment of the tests has the kernels of an editable install.
+    forget = "import sys; sys.meta_path[:] = [finder for finder in sys.meta_path if 'ditable' not in repr(finder)]"
+    command = f'{forget}; from embedmask_mmdet.cli.main import main; main()'
+    found = run(sys.executable, '-c', command, 'doctor', cwd=tmp_path, PYTHONPATH=str(installed))
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert f'embedmask_mmdet {__version__} of {installed}' in found.stdout
+    assert 'warning no kernels of embedmask_mmdet' in found.stdout
+    assert '-m pip install --force-reinstall' in found.stdout
+
+
+def test_editable_install_links_configs_and_tools(tmp_path):
+    sources = copy_sources(tmp_path / 'clone')
+    build = 'from setuptools import build_meta as b; import sys; b.build_editable(sys.argv[1])'
+    made = run(sys.executable, '-c', build, tmp_path, cwd=sources, CXX='/nonexistent/c++')
+    assert made.returncode == 0, made.stderr[-2000:]
+    mim = sources / 'embedmask_mmdet' / '.mim'
+    assert (mim / 'configs' / 'embedmask').resolve() == sources / 'configs'
+    assert (mim / 'tools' / 'train.py').resolve() == sources / 'tools' / 'train.py'
+
+
+def test_metafile_has_all_configs_with_the_figures_of_the_readme():
+    models = yaml.safe_load((ROOT / 'configs' / 'metafile.yml').read_text())['Models']
+    assert sorted(model['Name'] for model in models) == sorted(file.stem for file in (ROOT / 'configs').glob('*.py'))
+    lines = (ROOT / 'configs' / 'README.md').read_text().splitlines()
+    for model in models:
+        name, metadata = f'{model["Name"]}.py', model['Metadata']
+        assert model['Config'] == f'configs/embedmask/{name}'
+        figures = f'| {metadata["Parameters (M)"]} | {metadata["GFLOPs"]} |'
+        assert any(f']({name})' in line and figures in line for line in lines), name
+        loop = Config.fromfile(ROOT / 'configs' / name, import_custom_modules=False).train_cfg
+        assert (metadata.get('Epochs'), metadata.get('Iterations')) == (loop.get('max_epochs'), loop.get('max_iters'))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'code', 'message'),
+    [
+        ([], 2, 'usage: embedmask COMMAND'),
+        (['--help'], 0, 'check this installation'),
+        (['--version'], 0, f'embedmask_mmdet {__version__}'),
+        (['traim'], 1, 'embedmask: error: there is no command traim. Did you mean train?'),
+        (['wat'], 1, 'there is no command wat. Commands: train, test, predict'),
+        (['check-data', 'embedmask-pluss_r18_nuclei'], 1, 'embedmask check-data: error: the config embedmask-pluss'),
+        (['get-flops', '--help'], 0, 'usage: embedmask get-flops'),
+    ],
+)
+def test_command(arguments, code, message, tmp_path):
+    result = run_script(CLI, arguments, tmp_path)
+    assert (result.code, message in result.stdout + result.stderr) == (code, True), result
+    assert 'Traceback' not in result.stderr
+
+
+def test_command_takes_the_name_of_a_shipped_config(tmp_path):
+    result = run_script(CLI, ['get-flops', 'embedmask_r18_nuclei', '--shape', '64', '64'], tmp_path)
+    assert result.code == 0 and '| embedmask_r18_nuclei.py | 1.1 |' in result.stdout, result
+
+
+def test_readme_lists_the_commands():
+    table = (ROOT / 'README.md').read_text().partition('## Commands')[2].partition('## Read on')[0]
+    listed = {
+        name for row in re.findall(r'^\| `embedmask ([^|]+)\|', table, re.M) for name in re.findall(r'[a-z-]+', row)
+    }
+    assert listed == set(COMMANDS)
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_command_has_a_script(command):
+    assert (ROOT / COMMANDS[command][0]).is_file()
+
+
+@pytest.mark.parametrize(
+    ('missing', 'message', 'advice'),
+    [
+        ('mmcv.ops', 'error   the operators of mmcv cannot be used', 'build_mmcv.py'),
+        ('mmdet', 'error   mmdet: no such module', "pip install 'embedmask-mmdet[mmdet]'"),
+        ('mmcv', 'error   mmcv: no such module', 'mim install mmcv==2.1.0'),
+        ('embedmask_mmdet.ops.kernels', 'warning no kernels of embedmask_mmdet', '-m pip install -e'),
+        ('torch', 'error   torch: no such module', 'Only ONNX files can be run.'),
+    ],
+)
+def test_doctor_advises(missing, message, advice, monkeypatch):
+    monkeypatch.setattr(
+        doctor,
+        'try_import',
+        lambda module, real=doctor.try_import: (None, 'no such module') if module == missing else real(module),
+    )
+    findings = [str(finding) for finding in doctor.check_installation()]
+    (found,) = [finding for finding in findings if finding.startswith(message)]
+    assert advice in found
+
+
+def test_doctor_sees_two_packages_of_one_module(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.metadata, 'version', lambda name: '1')
+    findings = [str(finding) for finding in doctor.check_openmmlab()]
+    assert any('mmdet comes from 2 packages: mmdet, onedl-mmdetection' in finding for finding in findings)
