@@ -19,7 +19,7 @@ from mmengine.config import Config, DictAction
 from PIL import Image
 
 from embedmask_mmdet.analysis.thresholds import DEFAULT_THRESHOLD, load_thresholds, thresholds_file
-from embedmask_mmdet.cli.launch import check_checkpoint, fail, find_config
+from embedmask_mmdet.cli.launch import fail, find_checkpoint, find_config
 from embedmask_mmdet.errors import CheckpointError, InputError, name_some
 from embedmask_mmdet.inference import EmbedMaskInferencer
 from embedmask_mmdet.inference.drawing import FileDrawer
@@ -99,7 +99,7 @@ def main() -> None:
     """Draw on all inputs."""
     args = parse_args()
     args.config = find_config(args.config)
-    check_checkpoint(args.checkpoint)
+    args.checkpoint = find_checkpoint(args.checkpoint)
     skipped = SkippedFiles()
     files = list_files(args.inputs, skipped)
     if not files:

@@ -10,6 +10,7 @@ REPOSITORY = PACKAGE.parent
 INSTALLED = PACKAGE / '.mim'
 IN_REPOSITORY = (REPOSITORY / 'ops').is_dir() and (REPOSITORY / 'configs').is_dir()
 CONFIGS = REPOSITORY / 'configs' if IN_REPOSITORY else INSTALLED / 'configs' / 'embedmask'
+CHECKPOINTS = PACKAGE / 'checkpoints'
 SCRIPTS = REPOSITORY if IN_REPOSITORY else INSTALLED
 
 

@@ -9,13 +9,18 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 import yaml
+from mmdet.apis import DetInferencer
 from mmengine.config import Config
 
 from embedmask_mmdet import __version__
 from embedmask_mmdet.cli import doctor
 from embedmask_mmdet.cli.main import COMMANDS
+from embedmask_mmdet.locations import CHECKPOINTS
 from tests.scripts import run_script
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +73,7 @@ def test_wheel_is_built_without_a_compiler_and_says_so(wheel):
     assert 'kernels of embedmask_mmdet are not built' in made.stderr and 'plain PyTorch' in made.stderr
     names = zipfile.ZipFile(path).namelist()
     assert not any(name.endswith('.so') for name in names)
+    assert 'embedmask_mmdet/checkpoints/embedmask-plus_r18_nuclei.pth' in names
     configs = {name.rpartition('/')[2] for name in names if '/.mim/configs/embedmask/' in name}
     assert configs >= {file.name for file in (ROOT / 'configs').glob('*.py')} | {'metafile.yml', 'embedmask-plus.py'}
     assert {f'embedmask_mmdet/.mim/{script}' for script, _ in COMMANDS.values()} <= set(names)
@@ -171,6 +177,46 @@ def test_readme_lists_the_commands():
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_command_has_a_script(command):
     assert (ROOT / COMMANDS[command][0]).is_file()
+
+
+def draw_disks(size=512, radius=10):
+    image = np.full((size, size, 3), 12, np.uint8)
+    centers = [(x, y) for y in range(40, size, 64) for x in range(40, size, 64)]
+    for center in centers:
+        cv2.circle(image, center, radius, (150, 150, 150), -1)
+    return cv2.GaussianBlur(image, (5, 5), 0), centers
+
+
+def test_shipped_model_finds_bright_disks():
+    image, centers = draw_disks()
+    found = DetInferencer('embedmask-plus_r18_nuclei', device='cpu')(image, return_datasamples=True)
+    found = found['predictions'][0].pred_instances
+    masks = found.masks[found.scores > 0.3].numpy()
+    assert len(masks) == len(centers)
+    assert all(masks[:, y, x].sum() == 1 for x, y in centers)
+
+
+def test_published_checkpoint_detects_the_same(tmp_path):
+    src, dst = tmp_path / 'float32.pth', tmp_path / 'small.pth'
+    shipped = torch.load(CHECKPOINTS / 'embedmask-plus_r18_nuclei.pth')
+    state = {
+        name: value.float() if value.is_floating_point() else value for name, value in shipped['state_dict'].items()
+    }
+    torch.save({'meta': shipped['meta'], 'state_dict': state, 'optimizer': {'state': torch.zeros(10**6)}}, src)
+    result = run_script(CLI, ['publish', str(src), str(dst)], tmp_path)
+    assert result.code == 0 and result.stdout.endswith(f'wrote {dst}, 2.2 MB of 8.4 MB\n'), result
+    published = torch.load(dst)
+    assert published.keys() == {'meta', 'state_dict'} and published['meta']['dataset_meta']['classes'] == ('nucleus',)
+    assert all(torch.equal(value, shipped['state_dict'][name]) for name, value in published['state_dict'].items())
+    again = run_script(CLI, ['publish', str(src), str(dst)], tmp_path)
+    assert again.code == 1 and 'exists. Remove it' in again.stderr
+
+
+def test_weights_too_large_for_float16_are_named(tmp_path):
+    torch.save({'state_dict': {'conv.weight': torch.tensor([1e6])}}, tmp_path / 'large.pth')
+    result = run_script(CLI, ['publish', 'large.pth', 'small.pth'], tmp_path)
+    assert result.code == 1 and 'error: conv.weight has values that are too large for float16' in result.stderr
+    assert not (tmp_path / 'small.pth').exists()
 
 
 @pytest.mark.parametrize(

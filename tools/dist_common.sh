@@ -27,12 +27,12 @@ done
 [[ -n "$installed_tools" ]] || fail "no python with mmdet and embedmask_mmdet. Activate the environment that has them, or run 'make setup' in $(dirname "$tools")"
 
 checks='import sys; sys.argv[0] = sys.argv.pop(1)
-from embedmask_mmdet.cli.launch import check_checkpoint, find_config
+from embedmask_mmdet.cli.launch import find_checkpoint, find_config
 print(find_config(sys.argv[1]))
-for checkpoint in sys.argv[2:]: check_checkpoint(checkpoint)'
-config="$(python -c "$checks" "$0" "${@:1:required-1}")" || exit 2
-set -- "$config" "${@:2}"
+for checkpoint in sys.argv[2:]: print(find_checkpoint(checkpoint))'
+found="$(python -c "$checks" "$0" "${@:1:required-1}")" || exit 2
 
 # The installed scripts do not quote their arguments: split words only at line breaks, and expand no patterns.
 IFS=$'\n'
 set -f
+set -- $found "${@:required}"

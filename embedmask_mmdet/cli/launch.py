@@ -22,7 +22,7 @@ from torch import distributed
 from embedmask_mmdet.cli.config_errors import explain_config_error
 from embedmask_mmdet.engine.data_checks import explain_broken_image, explain_build_error
 from embedmask_mmdet.errors import CheckpointError
-from embedmask_mmdet.locations import list_configs
+from embedmask_mmdet.locations import CHECKPOINTS, list_configs
 
 MAX_LISTED = 8
 
@@ -58,14 +58,17 @@ def find_config(config: str) -> str:
     fail(f'the config {config} does not exist.{hint}')
 
 
-def check_checkpoint(checkpoint: str) -> None:
-    """End the program if the checkpoint file does not exist; the message lists the checkpoints of its folder.
+def find_checkpoint(checkpoint: str) -> str:
+    """Return the path of a checkpoint file; if there is none, end the program and list the checkpoints of its folder.
 
-    URLs are not checked.
+    Args:
+        checkpoint: Path of a file, name of a checkpoint of this package, or a URL, which is not checked.
     """
     path = Path(checkpoint).expanduser()
     if re.match(r'\S+://', checkpoint) or path.is_file():
-        return
+        return checkpoint
+    if path.name == checkpoint and (CHECKPOINTS / checkpoint).is_file():
+        return str(CHECKPOINTS / checkpoint)
     if not path.parent.is_dir():
         fail(f'the checkpoint {checkpoint} does not exist, nor does the folder {path.parent}.')
     files = sorted(path.parent.glob('*.pth'), key=os.path.getmtime)
@@ -93,9 +96,10 @@ def parse_args(tool: ModuleType) -> Namespace:
     """Parse the command line as an installed tool does, and check that the files it names exist."""
     args = tool.parse_args()
     args.config = find_config(args.config)
-    checkpoint = getattr(args, 'checkpoint', None) or getattr(args, 'resume', None)
-    if checkpoint and checkpoint != 'auto':
-        check_checkpoint(checkpoint)
+    for name in ('checkpoint', 'resume'):
+        checkpoint = getattr(args, name, None)
+        if checkpoint and checkpoint != 'auto':
+            setattr(args, name, find_checkpoint(checkpoint))
     return args
 
 

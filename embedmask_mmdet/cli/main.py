@@ -22,6 +22,7 @@ COMMANDS = {
     'report': ('tools/analysis_tools/report.py', "write a page about a model's mistakes, or about the data"),
     'get-flops': ('tools/analysis_tools/get_flops.py', 'count parameters and multiply-adds'),
     'convert': ('tools/model_converters/embedmask_to_mmdet.py', "convert a checkpoint of the authors' code"),
+    'publish': ('tools/model_converters/publish_model.py', 'make a checkpoint small enough to share'),
     'doctor': ('tools/misc/doctor.py', 'check this installation, and say how to mend it'),
 }
 USAGE = (

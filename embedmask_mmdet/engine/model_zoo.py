@@ -9,15 +9,24 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio import load
 from mmengine.infer import BaseInferencer
 
-from embedmask_mmdet.locations import CONFIGS
+from embedmask_mmdet.locations import CHECKPOINTS, CONFIGS
 
 _read_models = BaseInferencer._get_models_from_metafile
 
 
+def find_weights(name: str) -> str | None:
+    """Return the checkpoint of a config that is in this package, if there is one."""
+    path = CHECKPOINTS / f'{name}.pth'
+    return str(path) if path.is_file() else None
+
+
 def list_models() -> list[dict[str, Any]]:
-    """Read the metafile; ``Config`` becomes an absolute path, and ``Weights`` None where there are none."""
+    """Read the metafile; ``Config`` becomes an absolute path, and ``Weights`` a file of this package or None."""
     models = load(CONFIGS / 'metafile.yml')['Models']
-    return [{'Weights': None, **model, 'Config': str(CONFIGS / model['Config'].rpartition('/')[2])} for model in models]
+    for model in models:
+        model['Config'] = str(CONFIGS / model['Config'].rpartition('/')[2])
+        model['Weights'] = find_weights(model['Name'])
+    return models
 
 
 def read_models_of_both(folder: str) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from mmengine.config import DictAction
 from embedmask_mmdet.analysis.end_to_end import run_benchmark
 from embedmask_mmdet.analysis.end_to_end.options import RIVALS, Options, parse_rivals
 from embedmask_mmdet.analysis.markdown import write_section
-from embedmask_mmdet.cli.launch import check_checkpoint, fail, fail_missing, find_config
+from embedmask_mmdet.cli.launch import fail, fail_missing, find_checkpoint, find_config
 from embedmask_mmdet.errors import CheckpointError, InputError
 
 SECTION = 'End to end'
@@ -60,11 +60,12 @@ def parse_args() -> argparse.Namespace:
 def make_options(args: argparse.Namespace) -> Options:
     """Check the files of the command line, and turn it into options."""
     args.config = find_config(args.config)
+    args.checkpoint = args.checkpoint and find_checkpoint(args.checkpoint)
     fields = {name: value for name, value in vars(args).items() if name not in ('against', 'out')}
     options = Options(rivals=parse_rivals(args.against), **fields)
     for _, checkpoint in options.models:
         if checkpoint:
-            check_checkpoint(checkpoint)
+            find_checkpoint(checkpoint)
     return options
 
 

@@ -16,7 +16,7 @@ from mmengine.config import Config, DictAction
 
 from embedmask_mmdet.analysis.report.data_page import NUM_CROPS, write_data_page
 from embedmask_mmdet.analysis.report.model_page import write_model_page
-from embedmask_mmdet.cli.launch import check_checkpoint, fail, find_config
+from embedmask_mmdet.cli.launch import fail, find_checkpoint, find_config
 from embedmask_mmdet.errors import CheckpointError, InputError
 
 
@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         parser.error('--crops must not be negative')
     args.config = find_config(args.config)
     if args.checkpoint:
-        check_checkpoint(args.checkpoint)
+        args.checkpoint = find_checkpoint(args.checkpoint)
     return args
 
 

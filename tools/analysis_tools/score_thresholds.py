@@ -15,7 +15,7 @@ from mmengine.config import Config, DictAction
 
 from embedmask_mmdet.analysis.threshold_search import find_annotations, find_thresholds, format_thresholds
 from embedmask_mmdet.analysis.thresholds import save_thresholds, thresholds_file
-from embedmask_mmdet.cli.launch import check_checkpoint, fail, find_config
+from embedmask_mmdet.cli.launch import fail, find_checkpoint, find_config
 from embedmask_mmdet.errors import CheckpointError, InputError
 
 
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     if '://' in args.checkpoint and not args.out:
         parser.error('--out is required if the checkpoint is a URL')
     args.config = find_config(args.config)
-    check_checkpoint(args.checkpoint)
+    args.checkpoint = find_checkpoint(args.checkpoint)
     return args
 
 

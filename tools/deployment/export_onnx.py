@@ -18,7 +18,7 @@ from pathlib import Path
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config, DictAction
 
-from embedmask_mmdet.cli.launch import check_checkpoint, fail, find_config
+from embedmask_mmdet.cli.launch import fail, find_checkpoint, find_config
 from embedmask_mmdet.deployment.calibration import find_images, make_inputs, read_images
 from embedmask_mmdet.deployment.export import OPSET, export_onnx
 from embedmask_mmdet.deployment.float16 import convert_to_float16
@@ -66,7 +66,7 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     args.config = find_config(args.config)
-    check_checkpoint(args.checkpoint)
+    args.checkpoint = find_checkpoint(args.checkpoint)
     if args.out.suffix != '.onnx':
         fail(f'--out must end with .onnx, got {args.out}. Other files are not written over.')
     if args.verify and (args.input != 'image' or args.output == 'raw'):

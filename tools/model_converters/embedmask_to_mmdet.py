@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from embedmask_mmdet.cli.launch import check_checkpoint, fail, find_config
+from embedmask_mmdet.cli.launch import fail, find_checkpoint, find_config
 from embedmask_mmdet.converters.authors import convert
 from embedmask_mmdet.errors import CheckpointError, InputError
 
@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Convert a file, or end with a message."""
     args = parse_args()
-    check_checkpoint(args.src)
+    args.src = find_checkpoint(args.src)
     src, dst = Path(args.src).expanduser(), Path(args.dst).expanduser()
     if dst.is_dir():
         fail(f'DST {dst} is a folder: name the file, such as {dst / src.name}')
