@@ -48,7 +48,8 @@ def launch(data_root, work_dir, batch_size, command, *arguments, **environment):
     cfg.custom_hooks.append(dict(type='WriteLosses'))
     config = work_dir / f'config{environment.get("NODE_RANK", "")}.py'
     cfg.dump(config)
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **environment}
+    # The config imports a hook of the tests.
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), **environment}
     environment['PATH'] = f'{Path(sys.executable).parent}:{environment["PATH"]}'
     command = [command[0], str(ROOT / 'tools' / command[1]), str(config), *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
