@@ -38,7 +38,7 @@ GOLDEN_RATIO = 0.618034  # hues that follow each other at this distance are easy
 
 def choose_color(number: int) -> tuple[float, float, float]:
     """Return a bright color in RGB from 0 to 1, another one for each number."""
-    return colorsys.hsv_to_rgb(number * GOLDEN_RATIO % 1, 0.85, 1)
+    return colorsys.hsv_to_rgb(number * GOLDEN_RATIO % 1, 0.6, 1)
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def write_head(figure: Figure, text: str, **box: Any) -> None:
 def draw_detected(axes: Axes, values: ImageValues) -> None:
     """Draw the image, the outlines of all masks, and the explained detections with their numbers."""
     panels.show(axes, values.image[..., ::-1], values.size, Window(0, 0, *values.size))
-    axes.add_collection(PolyCollection(values.outlines, facecolors='none', edgecolors='#9aa0a8', linewidths=0.8))
+    axes.add_collection(PolyCollection(values.outlines, facecolors='none', edgecolors='#e8eaed', linewidths=0.8))
     for number, detection in enumerate(values.detections, start=1):
         color = choose_color(number)
         panels.draw_box(axes, detection.bbox, edgecolor=color, linewidth=1.8)
@@ -228,8 +228,8 @@ DETECTION_PANELS = (
     ),
     ('5  Probability', 'The product of 3 and 4.', draw_product),
     ('6  The same in the image', 'Frame: the part that the others show.', draw_everywhere),
-    ('7  Cut at a threshold', 'Where the probability is above it,\nin the box and little around it.', draw_thresholds),
-    ('8  The mask', 'Probability above {mask_thr:g},\nin the box and little around it.', draw_mask),
+    ('7  Cut at a threshold', 'Where the probability is above it,\ninside the box, grown by 2 cells.', draw_thresholds),
+    ('8  The mask', 'Probability above {mask_thr:g},\ninside the box, grown by 2 cells.', draw_mask),
 )
 
 
