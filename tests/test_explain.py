@@ -1,5 +1,6 @@
 """Explanations: their numbers, their pictures and pages, the command, and the hook."""
 
+import dataclasses
 import math
 import re
 import shutil
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from mmdet.registry import VISBACKENDS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -185,7 +187,9 @@ def test_colors_are_components_with_a_stable_sign():
     assert values.color_embedding(embed + 7) == pytest.approx(colors, abs=1e-6)
 
 
-@pytest.mark.parametrize('embed', [np.zeros((0, 4, 5)), np.ones((14, 4, 5)), np.full((2, 4, 5), np.nan)])
+@pytest.mark.parametrize(
+    'embed', [np.zeros((0, 4, 5)), np.ones((14, 4, 5)), np.full((2, 4, 5), [[[-np.inf]], [[np.nan]]])]
+)
 def test_colors_without_anything_to_show_are_gray(embed):
     assert (values.color_embedding(embed) == 0.5).all()
 
@@ -202,6 +206,8 @@ def test_keep_embed_is_as_before(model):
 def test_other_models_are_refused():
     with pytest.raises(InputError, match='of type Linear has no embeddings. Use a config of EmbedMask'):
         explain_image(torch.nn.Linear(1, 1), make_image())
+    with pytest.raises(InputError, match='no cfg, which describes how to prepare images. Make it with init_detector'):
+        explain_image(build_responsive_detector(), make_image())
 
 
 # Pictures
@@ -266,6 +272,44 @@ def test_window_shows_boxes_ellipse_and_location(explained):
         assert right - left == pytest.approx(bottom - top)
         for box in (detection.bbox, detection.crop_bbox):
             assert left < box[0] and top < box[1] and box[2] < right and box[3] < bottom
+        far = dataclasses.replace(detection, ellipse=values.Ellipse((1000.0, 40.0), (5.0, 5.0)))
+        assert panels.find_window(far).right > 1005
+
+
+@pytest.fixture
+def axes():
+    return Figure().add_subplot()
+
+
+def test_drawn_ellipse_has_the_threshold_on_its_border(model, explained, axes):
+    (detection, *_) = explained.detections
+    panels.draw_ellipse(axes, detection)
+    (drawn,) = axes.patches
+    x, y = drawn.get_center()
+    corners = [(x + drawn.width / 2, y), (x, y - drawn.height / 2)]
+    assert spatial_prob(model.frame, detection, corners) == pytest.approx(model.mask_head.mask_thr, abs=1e-3)
+
+
+def test_outlines_of_thresholds_are_in_their_places(axes):
+    prob = np.repeat([[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]], 4, axis=0)
+    panels.draw_contours(axes, prob, (60, 40), panels.Window(12, 0, 60, 40))
+    drawn = [np.concatenate([path.vertices for path in lines.get_paths()]) for lines in axes.collections]
+    assert [line[:, 0].mean() for line in drawn] == pytest.approx([28, 30, 32])
+    assert all(line[:, 1].min() == 5 and line[:, 1].max() == 35 for line in drawn)
+
+
+def test_mask_is_tinted_in_its_place(axes):
+    mask = np.zeros((4, 6), bool)
+    mask[1, 2:4] = True
+    panels.draw_mask(axes, mask, (60, 40), panels.Window(20, 0, 60, 40))
+    (drawn,) = axes.images
+    assert drawn.get_extent() == [20, 60, 40, 0]
+    assert ((drawn.get_array()[..., 3] > 0) == mask[:, 2:]).all()
+
+
+def test_window_beside_the_image_is_empty(axes):
+    panels.show(axes, np.ones((4, 6)), (60, 40), panels.Window(-30, -40, -10, -20))
+    assert not axes.images and axes.get_xlim() == (-30, -10) and axes.get_ylim() == (-20, -40)
 
 
 def test_cut_keeps_places():

@@ -63,7 +63,10 @@ class Explanation(ImageValues):
 
 @contextmanager
 def keep_embeddings(model: EmbedMask) -> Iterator[None]:
-    """Let results of a model keep their embeddings, as ``test_cfg.keep_embed`` does, for a while."""
+    """Let results of a model keep their embeddings, as ``test_cfg.keep_embed`` does, for a while.
+
+    It changes the model, so threads that share one must take turns.
+    """
     before = model.mask_head.keep_embed
     model.mask_head.keep_embed = True
     try:
@@ -94,10 +97,13 @@ def explain_image(
 
     Raises:
         OSError: If the file is missing, unreadable or truncated.
-        InputError: If the file is not an image, the model is not EmbedMask, or a detection does not exist.
+        InputError: If the file is not an image, the model is not EmbedMask or not complete, or a detection does not
+            exist.
     """
     if not isinstance(model, EmbedMask):
         raise InputError(f'a model of type {type(model).__name__} has no embeddings. Use a config of EmbedMask.')
+    if not hasattr(model, 'cfg'):
+        raise InputError('the model has no cfg, which describes how to prepare images. Make it with init_detector.')
     image = image if isinstance(image, np.ndarray) else read_image(Path(image))
     with keep_embeddings(model):
         sample = inference_detector(model, image)
@@ -141,7 +147,8 @@ def explain_sample(
             f'detection {missing[0]} does not exist: the image has {len(results)}, counted from 0. Choose another.'
         )
     scale_factor = sample.metainfo.get('scale_factor', (1.0, 1.0))
-    masks = results.masks[shown].cpu().numpy() if shown else ()
+    # One at a time, because all bitmaps of a large image would not fit into memory.
+    masks = (results.masks[index].cpu().numpy() for index in shown)
     return Explanation(
         image=image,
         img_shape=tuple(sample.img_shape[:2]),
