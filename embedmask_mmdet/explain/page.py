@@ -18,7 +18,7 @@ EQUATION = Html('exp(-&Sigma;<sub>c</sub> m<sub>c</sub> (p<sub>c</sub> - q<sub>c
 INTRO = (
     'EmbedMask gives each pixel an embedding p: a list of numbers. Each detection has an embedding q and margins m. '
     'A pixel belongs to the detection with probability ',
-    element('b', EQUATION),
+    element('b', EQUATION, style='white-space: nowrap'),
     ', the sum over the channels c. Two channels are spatial: they say where in the image an object is. The others say '
     'what it looks like. All lengths and positions are pixels of the input of the network.',
 )
@@ -56,7 +56,7 @@ def list_facts(values: ImageValues, detection: DetectionValues) -> Html:
         ),
         (f'image pixels of the mask (above {values.mask_thr:g})', f'{detection.mask.sum():,}'),
     ]
-    return table(('of this detection', ''), rows)
+    return table(('number', 'value'), rows)
 
 
 def list_channels(detection: DetectionValues) -> Html:

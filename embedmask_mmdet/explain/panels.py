@@ -88,10 +88,13 @@ def show(axes: Axes, array: np.ndarray, covered: tuple[float, float], window: Wi
 
 def draw_title(axes: Axes, title: str, explanation: str) -> None:
     """Write a bold title, and below it an explanation of one or two lines, above a panel."""
-    at = dict(xy=(0, 1), xycoords='axes fraction', textcoords='offset points', va='bottom')
-    axes.annotate(explanation, xytext=(0, 4), fontsize=EXPLANATION_SIZE, color='#444', linespacing=1.15, **at)
-    num_lines = explanation.count('\n') + 1
-    axes.annotate(title, xytext=(0, 6 + 1.25 * EXPLANATION_SIZE * num_lines), fontweight='bold', **at)
+    at = dict(xy=(0, 1), xycoords='axes fraction', textcoords='offset points')
+    # The same height for one line as for two, so that the titles of a row are aligned.
+    height = 4 + 2 * 1.25 * EXPLANATION_SIZE
+    axes.annotate(title, xytext=(0, height + 2), va='bottom', fontweight='bold', **at)
+    axes.annotate(
+        explanation, xytext=(0, height), va='top', fontsize=EXPLANATION_SIZE, color='#444', linespacing=1.15, **at
+    )
 
 
 def draw_probability(axes: Axes, prob: np.ndarray, covered: tuple[float, float], window: Window) -> None:
