@@ -2,8 +2,8 @@
 
     python docs/site/build.py [--out build/site]
 
-Pages stay where GitHub shows them. Copies go to a folder for MkDocs, with all that they link to: code as pages of its own,
-folders as lists of their files. Equations become MathML, so that the site needs no other server.
+Pages stay where GitHub shows them. Copies go to a folder for MkDocs, with all that they link to: code as pages of its
+own, folders as lists of their files. Equations become MathML, so that the site needs no other server.
 """
 
 from __future__ import annotations
