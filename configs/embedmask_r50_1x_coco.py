@@ -69,7 +69,11 @@ param_scheduler = [
 ]
 
 # Training may be interrupted at any moment, and stops if a loss or a weight becomes NaN or infinite.
-default_hooks = dict(checkpoint=dict(type='EmbedMaskCheckpointHook'))
+default_hooks = dict(
+    checkpoint=dict(type='EmbedMaskCheckpointHook'),
+    # Two folders may have images of the same name.
+    visualization=dict(type='EmbedMaskVisualizationHook'),
+)
 custom_hooks = [
     dict(type='EmbedMaskCheckHook'),
     dict(type='EmbedMaskFiniteLossHook'),
