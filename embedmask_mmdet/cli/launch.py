@@ -85,7 +85,7 @@ def load_installed(name: str) -> ModuleType:
     (package,) = importlib.util.find_spec('mmdet').submodule_search_locations
     path = Path(package, '.mim', 'tools', name)
     if not path.is_file():
-        fail(f'the installed mmdet has no {path}. Install mmdet 3.3.0 from its wheel.')
+        fail(f'the installed mmdet has no {path}. Install mmdet 3.3.0, or onedl-mmdetection, from its wheel.')
     spec = importlib.util.spec_from_file_location(f'mmdet_tools_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
