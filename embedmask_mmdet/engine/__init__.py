@@ -8,6 +8,7 @@ from embedmask_mmdet.engine.check_hook import EmbedMaskCheckHook
 from embedmask_mmdet.engine.checkpoint import load_from_local
 from embedmask_mmdet.engine.compiling import EmbedMaskCompileHook
 from embedmask_mmdet.engine.data_checks import check_what_mmdet_reads
+from embedmask_mmdet.engine.explain_hook import EmbedMaskExplainHook
 from embedmask_mmdet.engine.finite import EmbedMaskFiniteLossHook
 from embedmask_mmdet.engine.model_zoo import register_configs
 from embedmask_mmdet.engine.packages import EmbedMaskPackagesHook
@@ -17,6 +18,7 @@ __all__ = [
     'EmbedMaskCheckHook',
     'EmbedMaskCheckpointHook',
     'EmbedMaskCompileHook',
+    'EmbedMaskExplainHook',
     'EmbedMaskFiniteLossHook',
     'EmbedMaskPackagesHook',
     'load_from_local',

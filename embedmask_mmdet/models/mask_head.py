@@ -225,12 +225,26 @@ class EmbedMaskMaskHead(BaseMaskHead):
     def _make_masks(
         self, pixel_embed: Tensor, img_meta: dict, results: InstanceData, rescale: bool
     ) -> Tensor | RLEMasks:
-        img_shape = img_meta['img_shape'][:2]
         return MASK_MAKERS[self.mask_format](
             pixel_embed,
             results.proposal_embed,
             results.proposal_margin,
             results.crop_bboxes,
+            **self.mask_stage_options(img_meta, rescale),
+        )
+
+    def mask_stage_options(self, img_meta: dict, rescale: bool) -> dict:
+        """Return what ``ops.instance_masks`` must know besides embeddings and boxes.
+
+        Args:
+            img_meta: ``img_shape`` and ``ori_shape`` of the image.
+            rescale: As in :meth:`predict_by_feat`.
+
+        Returns:
+            Its keyword arguments.
+        """
+        img_shape = img_meta['img_shape'][:2]
+        return dict(
             stride=self.stride,
             img_shape=img_shape,
             ori_shape=img_meta['ori_shape'][:2] if rescale else img_shape,

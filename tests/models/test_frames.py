@@ -114,3 +114,12 @@ def test_training_and_inference_place_proposals_alike(frame_type):
         for name in ('proposal_embed', 'proposal_margin'):
             distances = torch.cdist(in_training[name], results[name], p=torch.inf).amin(dim=1)
             assert (distances <= 1e-5 * in_training[name].abs().amax(dim=1)).all()
+
+
+def test_located_points_are_those_that_were_embedded():
+    frame = EmbedMaskLocationFrame(coord_scale=50.0)
+    points = torch.tensor([[3.0, -7.0], [400.0, 0.5]])
+    with torch.no_grad():
+        frame.scale.fill_(1.7)
+        assert frame.embed_points(points)[0].tolist() == pytest.approx([0.102, -0.238])
+        torch.testing.assert_close(frame.locate_points(frame.embed_points(points)), points)

@@ -45,6 +45,10 @@ class EmbedMaskLocationFrame(nn.Module):
         """Convert locations or distances, in input pixels and of any shape, to units of embedding."""
         return self.scale * points / self.coord_scale
 
+    def locate_points(self, spatial_embed: Tensor) -> Tensor:
+        """Convert units of embedding to input pixels: the inverse of :meth:`embed_points`."""
+        return spatial_embed * self.coord_scale / self.scale
+
     def embed_cells(self, featmap_size: tuple[int, int], stride: int) -> Tensor:
         """Embed the center of every cell of a feature map.
 
