@@ -5,7 +5,7 @@
 
 The page can only be reached from this machine, unless `--host` says otherwise. With a checkpoint, it explains the
 instance that is clicked. An ONNX file needs neither PyTorch nor MMDetection. The page is made with Gradio:
-`pip install 'embedmask-mmdet[demo]'`.
+`pip install 'gradio>=6'`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from embedmask_mmdet.demo_page.server import (
-    LOCAL_HOST,
-    MAX_WAITING,
-    is_local,
-    make_launch_options,
-    private_folder,
-    refuse_addresses,
-)
+from embedmask_mmdet.demo_page.server import LOCAL_HOST, is_local, private_folder, start
 from embedmask_mmdet.errors import CheckpointError, InputError
 
 INSTALL = "Gradio makes the page, and is not installed. Install it with `pip install 'gradio>=6'`."
@@ -80,28 +73,28 @@ def check_model(parser: argparse.ArgumentParser, paths: Sequence[Path]) -> None:
     parser.error('MODEL is either a config and a checkpoint (CONFIG CHECKPOINT), or one file that ends in .onnx')
 
 
-def serve(args: argparse.Namespace, model: Any) -> None:
-    """Serve the page until the program is interrupted.
+def serve(args: argparse.Namespace) -> None:
+    """Load the model, and serve its page until the program is interrupted.
 
     Raises:
-        InputError: If there are no examples in their folder, or the address cannot be used.
+        CheckpointError: If the checkpoint cannot be loaded.
+        InputError: If the model, the examples or the address cannot be used.
     """
     from embedmask_mmdet.demo_page.page import Page
     from embedmask_mmdet.demo_page.uploads import UploadLimits, list_examples
 
     limits = UploadLimits(args.max_mb, args.max_megapixels)
     examples = list_examples(args.examples.expanduser()) if args.examples else []
+    model = load_model(args.model, args.device)
     blocks = Page(model, len(args.model) == 2, limits, examples).build()
-    blocks.queue(max_size=MAX_WAITING)
-    refuse_addresses()
-    try:
-        _, url, _ = blocks.launch(prevent_thread_lock=True, **make_launch_options(args.host, args.port, args.max_mb))
-    except OSError as error:
-        raise InputError(f'{args.host}, port {args.port or "7860 to 7959"}: {error}') from error
+    url = start(blocks, args.host, args.port, args.max_mb)
     print(f'Open {url} in a browser. Press Ctrl+C to end.', flush=True)
     if not is_local(args.host):
         print(f'Everybody who can reach {args.host} can use the page: there is no password.', flush=True)
-    blocks.block_thread()
+    try:
+        blocks.block_thread()
+    finally:
+        blocks.close(verbose=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -120,6 +113,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are removed
     try:
         with private_folder():
-            serve(args, load_model(args.model, args.device))
+            serve(args)
     except (CheckpointError, InputError) as error:
         fail(str(error))

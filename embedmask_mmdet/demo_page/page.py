@@ -34,7 +34,10 @@ HOW_TO_START = 'Drop an image, or choose an example.'
 HOW_TO_EXPLAIN = 'Click an instance in the picture to see how its mask comes about.'
 NOTHING_HERE = 'There is no instance at this place.'
 HOW_TO_ASK = 'Click an instance in the picture.'
-NOT_EXPLAINED = 'An ONNX file has no embeddings to show. Start the page with CONFIG and CHECKPOINT to see how this mask comes about.'
+NOT_EXPLAINED = (
+    'An ONNX file has no embeddings to show. Start the page with a config and a checkpoint to see how this mask '
+    'comes about.'
+)
 # The page downloads a file as soon as it has been made.
 CLICK_LINK = "() => setTimeout(() => document.querySelector('#{id}')?.click(), 100)"
 
@@ -217,7 +220,7 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=3, min_width=480):
                     picture, summary = self._make_picture()
-                with gr.Column(scale=1, min_width=300):
+                with gr.Column(scale=1, min_width=350):
                     file, examples, settings, buttons = self._make_controls()
             about, pictures = self._make_explanation()
             shown, selected = gr.State(time_to_live=KEPT_SECONDS), gr.State()
@@ -259,8 +262,8 @@ class Page:
         ]
         with gr.Row():
             buttons = [
-                gr.Button('Download COCO JSON', size='sm', interactive=False, min_width=120),
-                gr.Button('Download PNG masks', size='sm', interactive=False, min_width=120),
+                gr.Button('Save COCO JSON', size='sm', interactive=False, min_width=120),
+                gr.Button('Save PNG masks', size='sm', interactive=False, min_width=120),
             ]
         return file, examples, settings, buttons
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from embedmask_mmdet.errors import InputError
+
+if TYPE_CHECKING:
+    import gradio
 
 LOCAL_HOST = '127.0.0.1'
 LOCAL_NAMES = ('127.0.0.1', 'localhost')
@@ -38,11 +44,10 @@ def private_folder() -> Iterator[None]:
 
 def refuse_addresses() -> None:
     """Let Gradio fetch nothing: a client may send the address of a file in the place of an uploaded file."""
-    import gradio
-    from gradio import processing_utils
+    from gradio import Error, processing_utils
 
     async def refuse(*args: Any, **kwargs: Any) -> str:
-        raise gradio.Error('Upload the file itself, not its address.', print_exception=False)
+        raise Error('Upload the file itself, not its address.', print_exception=False)
 
     processing_utils.async_ssrf_protected_download = refuse
 
@@ -106,3 +111,44 @@ def make_launch_options(host: str, port: int | None, megabytes: float) -> dict[s
         theme=Default(font=FONTS, font_mono=CODE_FONTS),
         css=CSS,
     )
+
+
+def start(blocks: gradio.Blocks, host: str, port: int | None, megabytes: float) -> str:
+    """Start to serve a page in the background.
+
+    Args:
+        blocks: The page.
+        host: As in :func:`make_launch_options`.
+        port: Likewise.
+        megabytes: Likewise.
+
+    Returns:
+        The address of the page.
+
+    Raises:
+        InputError: If the host or the port cannot be used.
+    """
+    check_address(host, port)
+    refuse_addresses()
+    blocks.queue(max_size=MAX_WAITING)
+    try:
+        _, url, _ = blocks.launch(prevent_thread_lock=True, **make_launch_options(host, port, megabytes))
+    except OSError as error:  # all of Gradio's ports are taken
+        raise InputError(f'{error}. Choose another --port.') from error
+    return url
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Check that a server can listen on an address. Gradio would need seconds, and say less.
+
+    Raises:
+        InputError: If not.
+    """
+    family = socket.AF_INET6 if ':' in host else socket.AF_INET
+    try:
+        socket.create_server((host, port or 0), family=family).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise InputError(
+            f'--host {host} with port {port or "7860"} cannot be used: {reason}. Choose another --host or --port.'
+        ) from error
