@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,34 +24,39 @@ from embedmask_mmdet.runtime import Detections
 from embedmask_mmdet.runtime.masks import Crop, bound
 
 
+def decode(rle: dict) -> Crop:
+    """Decode a mask, and keep only what is inside the box around it: images may be large."""
+    crop = bound(mask_utils.decode(dict(rle)).view(bool))
+    return Crop(crop.corner, crop.bitmap.copy())
+
+
 @dataclass(frozen=True, eq=False)
-class CroppedMasks:
-    """Masks inside the boxes around them, as :class:`~embedmask_mmdet.runtime.Detections` takes them.
+class EncodedMasks:
+    """Run lengths, as :class:`~embedmask_mmdet.runtime.Detections` takes masks. Only those in use are decoded.
 
     Attributes:
-        parts: The masks.
+        rles: COCO's run lengths.
         shape: ``(h, w)`` of the image.
     """
 
-    parts: Sequence[Crop]
+    rles: Sequence[dict]
     shape: tuple[int, int]
 
-    @classmethod
-    def decode(cls, rles: Sequence[dict], shape: tuple[int, int]) -> CroppedMasks:
-        """Decode run lengths, one after the other: all bitmaps of a large image would not fit into memory."""
-        return cls([bound(mask_utils.decode(dict(rle)).astype(bool)) for rle in rles], shape)
+    def __getitem__(self, index: np.ndarray) -> EncodedMasks:
+        return EncodedMasks([self.rles[i] for i in index], self.shape)
 
-    def __getitem__(self, index: np.ndarray) -> CroppedMasks:
-        return CroppedMasks([self.parts[i] for i in index], self.shape)
+    @cached_property
+    def _crops(self) -> list[Crop]:
+        return [decode(rle) for rle in self.rles]
 
     def crops(self) -> Iterator[Crop]:
-        """Iterate over the masks."""
-        return iter(self.parts)
+        """Iterate over the masks inside the boxes around them."""
+        return iter(self._crops)
 
     def to_array(self) -> np.ndarray:
         """Return bool ``(N, h, w)``."""
-        bitmaps = np.zeros((len(self.parts), *self.shape), bool)
-        for bitmap, ((x, y), crop) in zip(bitmaps, self.parts):
+        bitmaps = np.zeros((len(self.rles), *self.shape), bool)
+        for bitmap, ((x, y), crop) in zip(bitmaps, self.crops()):
             bitmap[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
         return bitmaps
 
@@ -79,7 +85,7 @@ class TorchResult:
         rles = ops.instance_rles(*embeddings, results.crop_bboxes, **options)
         arrays = (results[name].cpu().numpy() for name in ('bboxes', 'scores', 'labels'))
         class_names = tuple(self.model.dataset_meta['classes'])
-        return Detections(*arrays, class_names, shape, CroppedMasks.decode(rles, shape))
+        return Detections(*arrays, class_names, shape, EncodedMasks(rles, shape))
 
     def explain(self, index: int, score_thr: float) -> tuple[np.ndarray, np.ndarray]:
         """Draw how the mask of a detection comes about, and what the model computes for the image.
