@@ -8,9 +8,11 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -276,6 +278,8 @@ def run(folder, tmp_path, monkeypatch):
     def run(*args):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, 'argv', ['demo.py'])
+        monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+        monkeypatch.setattr(command.signal, 'signal', lambda *args: None)  # of this process
         with mock.patch.dict(os.environ):
             command.main([str(folder / arg) if str(arg).startswith('tiny') else str(arg) for arg in args])
 
@@ -361,6 +365,18 @@ def test_command_serves_the_page(run, folder, monkeypatch, capsys):
     assert f'skipped {folder}/images/b.png: This is not an image' in captured.err
 
 
+@needs_gradio
+def test_interrupt_is_quiet_and_removes_uploads(run, tmp_path, monkeypatch):
+    def interrupt(*args):
+        Path(os.environ['GRADIO_TEMP_DIR'], 'upload.png').touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, 'load_model', interrupt)
+    with pytest.raises(SystemExit) as end:
+        run('tiny.py', 'tiny.pth')
+    assert end.value.code == 130 and not list(tmp_path.glob('embedmask-demo-*'))
+
+
 @pytest.mark.parametrize(
     'host, local', [('127.0.0.1', True), ('localhost', True), ('::1', True), ('0.0.0.0', False), ('example.org', False)]
 )
@@ -372,8 +388,8 @@ def test_local_hosts(host, local):
 
 
 @contextmanager
-def serve(page):
-    with mock.patch.dict(os.environ), private_folder():
+def serve(page, folder):
+    with mock.patch.dict(os.environ), mock.patch.object(tempfile, 'tempdir', str(folder)), private_folder():
         blocks = page.build()
         try:
             yield start(blocks, '127.0.0.1', None, 1)
@@ -391,8 +407,8 @@ def page(model, folder):
 
 
 @pytest.fixture(scope='module')
-def address(page):
-    with serve(page) as address:
+def address(page, tmp_path_factory):
+    with serve(page, tmp_path_factory.mktemp('uploads')) as address:
         yield address
 
 

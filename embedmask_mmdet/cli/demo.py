@@ -116,3 +116,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             serve(args)
     except (CheckpointError, InputError) as error:
         fail(str(error))
+    except KeyboardInterrupt:  # while the model is loaded, or twice
+        sys.exit(130)
