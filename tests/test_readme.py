@@ -116,6 +116,7 @@ RULES = {
     ),
     'tools/misc/check_data.py': Rule(says='0 errors'),
     'tools/misc/explain.py': Rule(says='written to', options='--detections 1'),
+    'tools/misc/demo.py': Rule(covered_by='tests/test_demo_page.py::test_command_serves_the_page'),
     'fill_in.py': Rule(covered_by='tests/test_datasets.py::test_fill_in_computes_what_annotations_lack'),
     'from_labels.py': Rule(covered_by='tests/test_datasets.py::test_label_images_become_annotations'),
     'tools/deployment/export_onnx.py': Rule(covered_by='tests/test_export_onnx.py::test_tool_writes_and_verifies'),

@@ -45,10 +45,10 @@ def make_grids():
     return grids
 
 
-def finish():
+def finish(threshold=THRESHOLD):
     """Make the masks from complete grids, as PyTorch does."""
     resized = functional.interpolate(torch.from_numpy(make_grids())[:, None], RESIZED, mode='bilinear')
-    return (resized[:, 0, : SIZE[0], : SIZE[1]] > THRESHOLD).numpy()
+    return (resized[:, 0, : SIZE[0], : SIZE[1]] > threshold).numpy()
 
 
 def find_pixels(begin, end, num_cells, resized_size, num_pixels):
@@ -222,6 +222,30 @@ def test_resize_is_that_of_pytorch(num_cells, resized_size, seed):
     axis = masks.Axis.make(resized_size, num_cells, resized_size)
     np.testing.assert_allclose(masks.resize_rows(values.numpy(), axis), expected, atol=1e-5)
     np.testing.assert_allclose(masks.resize_columns(values.numpy().T, axis), expected.T, atol=1e-5)
+
+
+def test_another_threshold_of_masks(files, tmp_path):
+    segmenter = Segmenter(files / 'grid.onnx')
+    detections = segmenter(draw())
+    assert segmenter.mask_threshold == pytest.approx(np.exp(THRESHOLD))
+    np.testing.assert_array_equal(detections.cut_masks_at(segmenter.mask_threshold).masks, finish())
+    np.testing.assert_array_equal(detections.cut_masks_at(np.exp(-0.3)).masks, finish(-0.3))
+    assert (finish(-0.3) != finish()).any() and len(detections.cut_masks_at(0.99)[:2]) == 2
+
+    outputs = dict(bboxes=BBOXES, scores=SCORES, labels=LABELS, **make_grid_outputs())
+    outputs['values'] = np.exp(outputs['values'])  # a file with resize_prob
+    write_model(tmp_path / 'probabilities.onnx', outputs, masks='grid', threshold='0.55')
+    segmenter = Segmenter(tmp_path / 'probabilities.onnx')
+    assert segmenter.mask_threshold == 0.55
+    first, second = (segmenter(draw()).cut_masks_at(probability).masks for probability in (0.3, 0.8))
+    assert first[:3].any((1, 2)).all() and not (second & ~first).any() and (first != second).any()
+
+
+def test_bitmaps_have_no_other_threshold(files):
+    segmenter = Segmenter(files / 'image.onnx')
+    assert segmenter.mask_threshold is None
+    with pytest.raises(InputError, match='fixed threshold. Export it with --masks grid'):
+        segmenter(draw()).cut_masks_at(0.5)
 
 
 # Input

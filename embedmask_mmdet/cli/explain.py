@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
-from embedmask_mmdet.cli.launch import check_checkpoint, check_config, fail
+from embedmask_mmdet.cli.launch import fail, find_checkpoint, find_config
 from embedmask_mmdet.errors import CheckpointError, InputError, name_some
 from embedmask_mmdet.explain import explain_image
 from embedmask_mmdet.explain.explanation import MIN_SCORE, NUM_DETECTIONS, SUFFIXES
@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.detections < 0:
         parser.error('--detections must not be negative')
-    check_config(args.config)
-    check_checkpoint(args.checkpoint)
+    args.config = find_config(args.config)
+    args.checkpoint = find_checkpoint(args.checkpoint)
     skipped = SkippedFiles()
     images = [file for file in list_files(args.images, skipped) if not is_video(file)]
     if not images:

@@ -13,6 +13,8 @@ COMMANDS = {
     'train': ('tools/train.py', 'train a model'),
     'test': ('tools/test.py', 'measure AP'),
     'predict': ('demo/image_demo.py', 'draw detections on images and videos'),
+    'explain': ('tools/misc/explain.py', 'draw how the masks of an image come about'),
+    'demo': ('tools/misc/demo.py', 'show a model on a web page'),
     'export': ('tools/deployment/export_onnx.py', 'write a model to an ONNX file'),
     'test-onnx': ('tools/deployment/test_onnx.py', 'measure AP of an ONNX file'),
     'nuclei': ('tools/dataset_converters/nuclei.py', 'write the microscopy image of the examples to data/nuclei'),

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from embedmask_mmdet.errors import InputError
 from embedmask_mmdet.runtime.masks import Bitmaps, Crop, GridMasks
 from embedmask_mmdet.runtime.rle import encode
 
@@ -45,6 +46,21 @@ class Detections:
     def crops(self) -> Iterator[Crop]:
         """Iterate over the masks inside boxes, outside of which they are off: ``corner`` (x, y) and ``bitmap``."""
         return self._masks.crops()
+
+    def cut_masks_at(self, probability: float) -> Detections:
+        """Make the masks with another threshold: a pixel is on if its probability is higher. Boxes and scores stay.
+
+        Args:
+            probability: Above 0 and below 1.
+
+        Raises:
+            InputError: If the file was not exported with ``--masks grid``.
+        """
+        if not isinstance(self._masks, GridMasks):
+            raise InputError(
+                'the masks of this file have a fixed threshold. Export it with --masks grid to choose another.'
+            )
+        return replace(self, _masks=self._masks.cut_at(probability))
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -5,8 +5,9 @@ N: detections, (H, W): the image, cell: of the mask grid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -157,6 +158,11 @@ class GridMasks:
         values = [self.values[i] for i in index]
         chosen = self.boxes[index], self.starts[index], values
         return GridMasks(self.shape, *chosen, self.rows, self.columns, self.threshold)
+
+    def cut_at(self, probability: float) -> GridMasks:
+        """Return the masks with another threshold. Files have values that are probabilities or logarithms of them."""
+        threshold = math.log(probability) if self.threshold < 0 else probability
+        return replace(self, threshold=np.float32(threshold))
 
     def crops(self) -> Iterator[Crop]:
         """Iterate over the masks inside their boxes."""

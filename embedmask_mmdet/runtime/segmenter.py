@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ class Segmenter:
 
     Attributes:
         class_names: Names of the classes.
+        mask_threshold: Probability above which a pixel belongs to a mask; None if the file gives bitmaps.
 
     Raises:
         InputError: If the file cannot be used, or onnxruntime is missing or has not the providers.
@@ -56,6 +58,7 @@ class Segmenter:
         metadata = self._session.get_modelmeta().custom_metadata_map
         self._make_masks, self._outputs = self._choose_masks(metadata)
         self._threshold = float(metadata.get('threshold', 'nan'))
+        self.mask_threshold = find_probability(self._threshold)
         self.class_names = tuple(json.loads(metadata.get('classes', '[]')))
 
     def __call__(self, images: str | Path | np.ndarray | Sequence) -> Detections | list[Detections]:
@@ -138,6 +141,13 @@ def open_session(path: Path, threads: int, providers: Sequence[str]) -> onnxrunt
             f'{path} cannot be loaded: it is incomplete or not an ONNX file ({first_line(error)}). '
             'Copy it again, or write it with tools/deployment/export_onnx.py.'
         ) from error
+
+
+def find_probability(threshold: float) -> float | None:
+    """Return the probability that a threshold of a file means: the logarithm of one if it is negative, None if NaN."""
+    if math.isnan(threshold):
+        return None
+    return math.exp(threshold) if threshold < 0 else threshold
 
 
 def first_line(error: Exception) -> str:
