@@ -226,6 +226,7 @@ def test_weights_too_large_for_float16_are_named(tmp_path):
         ('mmdet', 'error   mmdet: no such module', "pip install 'embedmask-mmdet[mmdet]'"),
         ('mmcv', 'error   mmcv: no such module', 'mim install mmcv==2.1.0'),
         ('embedmask_mmdet.ops.kernels', 'warning no kernels of embedmask_mmdet', '-m pip install -e'),
+        ('distutils.errors', 'error   distutils is missing', "pip install 'setuptools<81'"),
         ('torch', 'error   torch: no such module', 'Only ONNX files can be run.'),
     ],
 )

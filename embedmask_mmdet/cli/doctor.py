@@ -90,6 +90,14 @@ def check_openmmlab() -> Iterator[Finding]:
         yield Finding('error' if problem else 'ok', message, advice)
 
 
+def check_setuptools() -> Iterator[Finding]:
+    """Check what MMEngine imports of setuptools: Python has no distutils from 3.12 on."""
+    for module in ('pkg_resources', 'distutils.errors'):
+        if try_import(module)[0] is None:
+            message = f'{module.partition(".")[0]} is missing, which MMEngine needs'
+            yield Finding('error', message, f"Run: {sys.executable} -m pip install 'setuptools<81'")
+
+
 def advise_on(module: str, problem: str) -> str:
     """Return how to get a module of OpenMMLab, or how to get another version if it refuses another module."""
     if 'mmcv' in problem.lower() and module == 'mmdet':
@@ -173,6 +181,7 @@ def find_distributions(module: str) -> list[str]:
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_python,
     check_torch,
+    check_setuptools,
     check_openmmlab,
     check_kernels,
     check_gpu,
