@@ -293,12 +293,38 @@ def test_what_cannot_be_exported_is_named(change, message):
         DEFAULT_KIND.build(model, pipeline)
 
 
-def test_deformable_convolution_is_named():
-    pytest.importorskip('onnx')
+@pytest.fixture(scope='module')
+def deformable():
+    """Return a detector whose deformable convolutions move their samples."""
     cfg = tiny_model_cfg()
-    cfg.mask_head.dcn_on_last_conv = True
-    with pytest.raises(InputError, match='the model needs MMCVModulatedDeformConv2d, which ONNX does not have'):
-        make_graph(tiny_detector(cfg).eval(), PIPELINE, {})
+    cfg.mask_head.dcn_on_last_conv = cfg.bbox_head.dcn_on_last_conv = True
+    cfg.test_cfg.score_thr = 0.0
+    model = tiny_detector(cfg).eval()
+    for module in model.modules():
+        if hasattr(module, 'conv_offset'):
+            torch.nn.init.normal_(module.conv_offset.weight, std=0.3)
+    return model
+
+
+def test_deformable_convolutions_need_opset_19(deformable):
+    pytest.importorskip('onnx')
+    with pytest.raises(InputError, match='which ONNX has from opset 19 on, and this is opset 17'):
+        make_graph(deformable, PIPELINE, {})
+
+
+def test_deformable_convolutions_are_those_of_mmcv(deformable):
+    pytest.importorskip('onnx')
+    graph = make_graph(deformable, PIPELINE, {}, KINDS['tensor', 'raw'], opset=19)
+    assert {node.domain for node in graph.graph.node} == {''}
+    inputs = torch.randn(1, 3, 96, 128)
+    onnxruntime = pytest.importorskip('onnxruntime')
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=['CPUExecutionProvider'])
+    outputs = dict(zip((output.name for output in session.get_outputs()), session.run(None, {'input': inputs.numpy()})))
+    with torch.no_grad():
+        *maps, pixel_embed = deformable(inputs, mode='tensor')
+    assert np.allclose(outputs['pixel_embed'], pixel_embed.numpy(), atol=1e-4)
+    assert np.allclose(outputs['cls_score_8'], maps[0][0].numpy(), atol=1e-4)
+    assert not np.allclose(pixel_embed.numpy(), 0, atol=1e-2)
 
 
 @pytest.fixture(scope='module')

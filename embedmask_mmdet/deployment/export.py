@@ -17,6 +17,7 @@ from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from torch import nn
 
+from embedmask_mmdet.deployment.deformable import standardize_deformable
 from embedmask_mmdet.deployment.inputs import Axes
 from embedmask_mmdet.deployment.kinds import DEFAULT_KIND, Kind
 from embedmask_mmdet.deployment.packages import import_optional
@@ -72,7 +73,7 @@ def trace(network: nn.Module, opset: int = OPSET) -> onnx.ModelProto:
         opset: Version of ONNX's operators.
 
     Raises:
-        InputError: If PyTorch does not write this version.
+        InputError: If PyTorch does not write this version, or the detector needs a later one.
     """
     onnx = import_optional('onnx')
     # The dynamo exporter, the default from version 2.9 on, cannot count what nonzero finds.
@@ -80,7 +81,12 @@ def trace(network: nn.Module, opset: int = OPSET) -> onnx.ModelProto:
     buffer = io.BytesIO()
     axes = find_dynamic_axes(network)
     input_name, *output_names = axes
-    with torch.no_grad(), explain_opset(opset), warnings.catch_warnings():
+    with (
+        torch.no_grad(),
+        explain_opset(opset),
+        standardize_deformable(network, opset),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter('ignore')  # about sizes of the traced image, none of which the graph keeps
         torch.onnx.export(
             network,
