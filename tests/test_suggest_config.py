@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from embedmask_mmdet.analysis import suggestions
 from embedmask_mmdet.analysis.suggestions import suggest, summarize
 from tests.builders import CLASSES, PLUS_CONFIG, ROOT, tiny_model_cfg
 from tests.scripts import run_script
@@ -147,3 +148,9 @@ def test_annotations_that_say_nothing_are_refused(tmp_path, changes, message):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         summarize(path)
+
+
+def test_installed_package_is_named_instead_of_a_path(monkeypatch, tmp_path):
+    monkeypatch.setattr(suggestions, 'IN_REPOSITORY', False)
+    suggestions.write_config(ROOT / 'configs' / 'embedmask_own-data.py', tmp_path / 'mine.py', [])
+    assert "_base_ = 'embedmask_mmdet::embedmask/embedmask-plus_r50_1x_coco.py'" in (tmp_path / 'mine.py').read_text()

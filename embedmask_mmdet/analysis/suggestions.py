@@ -18,6 +18,7 @@ import numpy as np
 from embedmask_mmdet.engine.data_checks.reading import read_annotation_file
 from embedmask_mmdet.errors import InputError, name_some
 from embedmask_mmdet.fileio import write_atomically
+from embedmask_mmdet.locations import IN_REPOSITORY
 
 # Pixels. COCO's input size is the limit. Objects should be this wide, but images are enlarged by this factor at most.
 MAX_LONG, MAX_SHORT = 1333, 800
@@ -246,6 +247,13 @@ def suggest_files(train: Path, images: Path, val: Path | None, val_images: Path 
     ]
 
 
+def name_base(config: Path, folder: Path) -> str:
+    """Name a config of this package for ``_base_`` of one in a folder: by its path or, if installed, by package."""
+    if not IN_REPOSITORY:
+        return f'embedmask_mmdet::embedmask/{config.name}'
+    return Path(os.path.relpath(config, folder)).as_posix()
+
+
 def write_config(template: Path, out: Path, suggestions: Sequence[Suggestion]) -> None:
     """Write a copy of the template with other settings, each with its reason.
 
@@ -262,8 +270,8 @@ def write_config(template: Path, out: Path, suggestions: Sequence[Suggestion]) -
     _, start, rest = template.read_text().partition('\n_base_')
     text = f'{HEADER}{start}{rest}'
     base = re.search(r"^_base_ = '(.+)'$", text, re.MULTILINE)
-    base_path = os.path.relpath(template.parent / base[1], out.absolute().parent)
-    text = text.replace(base[0], f'_base_ = {Path(base_path).as_posix()!r}')
+    base_path = name_base(template.parent / base[1], out.absolute().parent)
+    text = text.replace(base[0], f'_base_ = {base_path!r}')
     for suggestion in suggestions:
         line = re.search(rf'^{re.escape(suggestion.name)} = .*$', text, re.MULTILINE)
         comment = textwrap.fill(suggestion.reason, 118, initial_indent='# Here: ', subsequent_indent='# ')

@@ -18,8 +18,9 @@ from embedmask_mmdet.analysis.suggestions import (
     summarize,
     write_config,
 )
-from embedmask_mmdet.cli.launch import ROOT, fail
+from embedmask_mmdet.cli.launch import fail
 from embedmask_mmdet.errors import InputError
+from embedmask_mmdet.locations import CONFIGS
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,7 +47,7 @@ def main() -> None:
             check_images(summarize(args.val), args.val_images or args.images, args.val)
         files = suggest_files(args.train, args.images, args.val, args.val_images)
         suggestions = [*files, *suggest(summary, args.size)]
-        write_config(ROOT / 'configs' / 'embedmask_own-data.py', args.out, suggestions)
+        write_config(CONFIGS / 'embedmask_own-data.py', args.out, suggestions)
     except (InputError, OSError) as error:
         fail(str(error))
     for suggestion in suggestions:
