@@ -4,6 +4,7 @@ CUDA kernels are built if there is a GPU or with FORCE_CUDA=1. If the extension 
 without it and uses plain PyTorch. EMBEDMASK_REQUIRE_KERNELS=1 makes that an error.
 """
 
+import contextlib
 import os
 import platform
 import shutil
@@ -67,13 +68,14 @@ def place(source: Path, target: Path, link: bool) -> None:
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     if link:
-        try:
-            return target.symlink_to(os.path.relpath(source, target.parent), source.is_dir())
-        except OSError:  # Windows allows links in its developer mode only
-            pass
+        # Windows allows links in its developer mode only.
+        with contextlib.suppress(OSError):
+            target.symlink_to(os.path.relpath(source, target.parent), source.is_dir())
+            return
     if source.is_dir():
-        return shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
-    return shutil.copy2(source, target)
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    else:
+        shutil.copy2(source, target)
 
 
 def skip_kernels(reason: str) -> list:

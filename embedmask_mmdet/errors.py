@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 MAX_NAMED = 5
 
@@ -13,6 +16,11 @@ class InputError(ValueError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint file cannot be loaded."""
+
+
+def fail(message: str) -> NoReturn:
+    """End the program with a message instead of a traceback."""
+    sys.exit(f'{Path(sys.argv[0]).name}: error: {message}')
 
 
 def name_some(items: Sequence) -> str:

@@ -194,6 +194,15 @@ def test_colors_without_anything_to_show_are_gray(embed):
     assert (values.color_embedding(embed) == 0.5).all()
 
 
+@pytest.mark.parametrize('broken', [np.inf, -np.inf, np.nan])
+def test_broken_values_count_as_0_in_colors(broken):
+    embed = np.random.default_rng(0).normal(size=(6, 4, 5))
+    embed[2, 1, 3] = 0
+    expected = values.color_embedding(embed)
+    embed[2, 1, 3] = broken
+    assert np.array_equal(values.color_embedding(embed), expected)
+
+
 def test_keep_embed_is_as_before(model):
     with pytest.raises(InputError, match='detection 99 does not exist: the image has 20, counted from 0. Choose'):
         explain_image(model, make_image(), [0, 99])

@@ -196,7 +196,7 @@ def test_shipped_model_finds_bright_disks():
     assert all(masks[:, y, x].sum() == 1 for x, y in centers)
 
 
-def test_published_checkpoint_detects_the_same(tmp_path):
+def test_published_checkpoint_has_the_weights_as_float16(tmp_path):
     src, dst = tmp_path / 'float32.pth', tmp_path / 'small.pth'
     shipped = torch.load(CHECKPOINTS / 'embedmask-plus_r18_nuclei.pth')
     state = {
@@ -224,7 +224,7 @@ def test_weights_too_large_for_float16_are_named(tmp_path):
     [
         ('mmcv.ops', 'error   the operators of mmcv cannot be used', 'build_mmcv.py'),
         ('mmdet', 'error   mmdet: no such module', "pip install 'embedmask-mmdet[mmdet]'"),
-        ('mmcv', 'error   mmcv: no such module', 'mim install mmcv==2.1.0'),
+        ('mmcv', 'error   mmcv: no such module', 'mmcv==2'),
         ('embedmask_mmdet.ops.kernels', 'warning no kernels of embedmask_mmdet', '-m pip install -e'),
         ('distutils.errors', 'error   distutils is missing', "pip install 'setuptools<81'"),
         ('torch', 'error   torch: no such module', 'Only ONNX files can be run.'),

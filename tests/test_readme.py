@@ -92,7 +92,7 @@ RULES = {
     'tools/dist_test.sh': TEST._replace(slow=''),
     'tools/model_converters/embedmask_to_mmdet.py': Rule(says='wrote', rewrites='models/embedmask_r50.pth'),
     'tools/model_converters/publish_model.py': Rule(
-        covered_by='tests/test_package.py::test_published_checkpoint_detects_the_same'
+        covered_by='tests/test_package.py::test_published_checkpoint_has_the_weights_as_float16'
     ),
     'tools/dataset_converters/coco2014.py': Rule(says='valminusminival', rewrites='data/coco/annotations/*minival*'),
     'tools/analysis_tools/score_thresholds.py': Rule(says='written to'),

@@ -16,10 +16,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from embedmask_mmdet.demo_page.server import LOCAL_HOST, is_local, private_folder, start
-from embedmask_mmdet.errors import CheckpointError, InputError
+from embedmask_mmdet.errors import CheckpointError, InputError, fail
 
 INSTALL = "Gradio makes the page, and is not installed. Install it with `pip install 'gradio>=6'`."
 
@@ -39,11 +39,6 @@ def make_parser() -> argparse.ArgumentParser:
         '--max-megapixels', type=float, default=25, help='largest image, in million pixels (default: %(default)s)'
     )
     return parser
-
-
-def fail(message: str) -> NoReturn:
-    """End the program with a message. The function in ``launch`` would need PyTorch."""
-    sys.exit(f'{Path(sys.argv[0]).name}: error: {message}')
 
 
 def load_model(paths: Sequence[Path], device: str | None) -> Any:

@@ -85,7 +85,7 @@ def check_openmmlab() -> Iterator[Finding]:
             yield Finding('ok', f'{module} {imported.__version__}{f" ({names[0]})" if names else ""}')
     if try_import('mmcv')[0] is not None:
         _, problem = try_import('mmcv.ops')
-        advice = f'Build them: {sys.executable} {SCRIPTS / "tools/env/build_mmcv.py"} --help' if problem else ''
+        advice = advise_on_mmcv() if problem else ''
         message = f'the operators of mmcv cannot be used: {problem}' if problem else 'operators of mmcv'
         yield Finding('error' if problem else 'ok', message, advice)
 
@@ -103,8 +103,18 @@ def advise_on(module: str, problem: str) -> str:
     if 'mmcv' in problem.lower() and module == 'mmdet':
         return 'mmdet 3.3 needs mmcv 2.1 with its operators; onedl-mmdetection 3.5 needs onedl-mmcv.'
     if module == 'mmcv':
-        return 'Run `mim install mmcv==2.1.0`, or `make setup` in the repository, which builds it.'
+        return advise_on_mmcv()
     return f'Run: {INSTALL_MMDET}'
+
+
+def advise_on_mmcv() -> str:
+    """Return how to get mmcv with its operators for the installed torch."""
+    release = 'mmcv==2.1.0' if sys.version_info < (3, 13) else 'onedl-mmcv==2.3.6'
+    return (
+        f"Run: {sys.executable} -m pip install 'setuptools<81' wheel ninja psutil, then "
+        f'{sys.executable} {SCRIPTS / "tools/env/build_mmcv.py"} {release}, and install the wheel that it names with '
+        'pip install --no-deps.'
+    )
 
 
 def check_kernels() -> Iterator[Finding]:
@@ -125,9 +135,8 @@ def check_kernels() -> Iterator[Finding]:
 
 def install_command() -> str:
     """Return the command that builds the kernels."""
-    source = REPOSITORY if IN_REPOSITORY else 'embedmask-mmdet'
-    options = f'-e {source}' if IN_REPOSITORY else f'--force-reinstall --no-deps --no-binary :all: {source}'
-    return f'{sys.executable} -m pip install {options}'
+    source = f'-e {REPOSITORY}' if IN_REPOSITORY else '--force-reinstall --no-deps FOLDER_OF_THE_REPOSITORY'
+    return f'{sys.executable} -m pip install {source}'
 
 
 def check_gpu() -> Iterator[Finding]:

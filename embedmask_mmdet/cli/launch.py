@@ -9,7 +9,6 @@ import difflib
 import importlib.util
 import os
 import re
-import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
@@ -21,15 +20,10 @@ from torch import distributed
 
 from embedmask_mmdet.cli.config_errors import explain_config_error
 from embedmask_mmdet.engine.data_checks import explain_broken_image, explain_build_error
-from embedmask_mmdet.errors import CheckpointError
+from embedmask_mmdet.errors import CheckpointError, fail
 from embedmask_mmdet.locations import CHECKPOINTS, list_configs
 
 MAX_LISTED = 8
-
-
-def fail(message: str) -> NoReturn:
-    """End the program with a message instead of a traceback."""
-    sys.exit(f'{Path(sys.argv[0]).name}: error: {message}')
 
 
 def fail_missing(error: FileNotFoundError) -> NoReturn:

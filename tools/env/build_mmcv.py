@@ -10,6 +10,7 @@ needs torch, requirements/build.txt and pip in the environment.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -93,4 +94,6 @@ def find_or_build_wheel(requirement: str) -> Path:
 
 
 if __name__ == '__main__':
-    print(find_or_build_wheel(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('requirement', help='mmcv==2.1.0 or onedl-mmcv==2.3.6')
+    print(find_or_build_wheel(parser.parse_args().requirement))
