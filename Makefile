@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 MUTANTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-onedl test-slow-onedl mutants docs lint format clean
+.PHONY: help setup demo test test-slow test-onedl test-slow-onedl gpu-check mutants docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: ## run the tests but for the slow ones (PYTEST_ARGS="-k name" to choose)
 
 test-slow: ## run the slow tests
 	@$(ENVIRONMENT); $(TEST_TOOLS); $$python -m pytest -m slow $(PYTEST_ARGS)
+
+gpu-check: ## run on a GPU what needs one, and write docs/benchmarks-gpu.md (about 4 minutes)
+	@$(ENVIRONMENT); $(TEST_TOOLS); $$python tools/misc/gpu_check.py
 
 docs: ## build the documentation as a site in build/site
 	@$(ENVIRONMENT); $(TEST_TOOLS); $$python docs/site/build.py

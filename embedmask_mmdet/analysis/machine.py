@@ -28,6 +28,28 @@ def reset_peak_memory() -> None:
     Path('/proc/self/clear_refs').write_text('5')
 
 
+def reset_peak(device: str) -> int:
+    """Start to measure the highest amount of memory on a device.
+
+    Args:
+        device: ``'cpu'``, or a CUDA device.
+
+    Returns:
+        The present amount in bytes.
+    """
+    if device == 'cpu':
+        reset_peak_memory()
+        return read_memory('VmRSS')
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def read_peak(device: str) -> int:
+    """Return the highest amount of memory since :func:`reset_peak`, in bytes."""
+    return read_memory('VmHWM') if device == 'cpu' else torch.cuda.max_memory_allocated()
+
+
 def describe_machine(device: str) -> str:
     """Describe processor and software in one sentence.
 

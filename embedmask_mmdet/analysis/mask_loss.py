@@ -1,7 +1,8 @@
 """Measure time and memory of the mask loss, and of the same loss in plain PyTorch.
 
-Each measurement runs in its own process: forward and backward from pixel embeddings and proposals to their gradients.
-Memory is the highest amount that the process takes beyond its inputs.
+Forward and backward from pixel embeddings and proposals to their gradients. On the CPU each measurement runs in its own
+process, and memory is the highest amount that the process takes beyond its inputs; on a GPU, that of PyTorch's
+allocator.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from embedmask_mmdet.analysis import plain_loss
-from embedmask_mmdet.analysis.machine import read_memory, reset_peak_memory
+from embedmask_mmdet.analysis.machine import read_peak, reset_peak
 from embedmask_mmdet.models import EmbedMaskLocationFrame, EmbedMaskMaskHead
 from embedmask_mmdet.models.losses.lovasz_hinge import has_error
 
@@ -42,6 +43,11 @@ class Batch(NamedTuple):
         """Return the tensors that get gradients."""
         names = ('proposal_embed', 'proposal_margin')
         return [self.pixel_embeds, *(positives[name] for positives in self.positives for name in names)]
+
+    def clear_gradients(self) -> None:
+        """Free the gradients."""
+        for tensor in self.leaves():
+            tensor.grad = None
 
 
 @dataclass(frozen=True)
@@ -177,8 +183,7 @@ def compute_error_share(batch: Batch) -> float:
 
 def run_loss(loss: Callable[[Batch], Tensor], batch: Batch) -> tuple[float, float]:
     """Compute a loss and its gradients. Return the seconds it takes, and its value."""
-    for tensor in batch.leaves():
-        tensor.grad = None
+    batch.clear_gradients()
     start = time.perf_counter()
     value = loss(batch)
     value.backward()
@@ -198,14 +203,12 @@ def measure_loss(name: str, case: Case, threads: int, repeats: int) -> Cost:
     """
     torch.set_num_threads(threads)
     batch, loss = draw_batch(case), LOSSES[name]()
-    on_gpu = batch.pixel_embeds.is_cuda
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        reset_peak_memory()
-    before = torch.cuda.memory_allocated() if on_gpu else read_memory('VmRSS')
+    if batch.pixel_embeds.is_cuda:
+        run_loss(loss, batch)  # the workspaces of libraries, which the first call allocates, stay
+        batch.clear_gradients()
+    before = reset_peak(case.device)
     _, value = run_loss(loss, batch)
-    peak = torch.cuda.max_memory_allocated() if on_gpu else read_memory('VmHWM')
+    peak = read_peak(case.device)
     seconds = min(run_loss(loss, batch)[0] for _ in range(repeats))
     return Cost(seconds, (peak - before) / 2**20, value)
 
@@ -228,6 +231,11 @@ def measure_in_process(name: str, case: Case, threads: int, repeats: int) -> Cos
     if process.exitcode:
         raise RuntimeError(f'the {name} loss ended with exit code {process.exitcode} on {case}')
     return queue.get()
+
+
+def measure(name: str, case: Case, threads: int, repeats: int) -> Cost:
+    """Measure a loss: on the CPU in a new process, whose memory nothing else has used."""
+    return (measure_in_process if case.device == 'cpu' else measure_loss)(name, case, threads, repeats)
 
 
 def format_costs(case: Case, lean: Cost, plain: Cost | None) -> str:
@@ -260,7 +268,7 @@ def format_table(cases: list[Case], crowded_cases: list[Case], threads: int, rep
     """
     yield HEADER
     for case in cases:
-        lean, plain = (measure_in_process(name, case, threads, repeats) for name in ('lean', 'plain'))
+        lean, plain = (measure(name, case, threads, repeats) for name in ('lean', 'plain'))
         yield format_costs(case, lean, plain)
     for case in crowded_cases:
-        yield format_costs(case, measure_in_process('lean', case, threads, repeats), None)
+        yield format_costs(case, measure('lean', case, threads, repeats), None)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from embedmask_mmdet.ops import embedding_log_prob, instance_masks, instance_rles, kernels
+from embedmask_mmdet.ops import embedding_log_prob, instance_masks, instance_rles
 from embedmask_mmdet.ops.mask_stage import MaskStage
 
 from .strategies import (
@@ -160,17 +160,11 @@ def test_sources_compile_for_ampere_and_hopper(source, tmp_path):
     assert (tmp_path / 'object.o').stat().st_size > 0
 
 
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available() or kernels is None or 'cuda' not in kernels.DEVICES,
-    reason='no GPU, or the extension was built without CUDA',
-)
-
-
 def move_to_gpu(arguments):
     return {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
 
 
-@needs_gpu
+@pytest.mark.gpu
 @property_test
 @given(arguments=draw_mask_stages())
 def test_gpu_masks_are_plain(arguments):
@@ -179,14 +173,14 @@ def test_gpu_masks_are_plain(arguments):
     assert instance_rles(**move_to_gpu(arguments)) == encode(masks)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_gpu_masks_equal_cpu_masks():
     arguments = {**make_arguments(instances=50, grid=(40, 60)), 'ori_shape': (300, 500)}
     assert torch.equal(instance_masks(**move_to_gpu(arguments)).cpu(), instance_masks(**arguments))
     assert instance_rles(**move_to_gpu(arguments)) == instance_rles(**arguments)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_gpu_log_prob_and_gradients_are_close_to_those_of_the_cpu():
     cpu = [tensor.requires_grad_() for tensor in make_embeddings(instances=7, grid=(33, 47))]
     gpu = [tensor.detach().cuda().requires_grad_() for tensor in cpu]

@@ -16,7 +16,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from embedmask_mmdet.analysis.end_to_end import run_benchmark
-from embedmask_mmdet.analysis.end_to_end.options import RIVALS, Options, parse_rivals
+from embedmask_mmdet.analysis.end_to_end.options import PRECISIONS, RIVALS, Options, parse_rivals
 from embedmask_mmdet.analysis.markdown import write_section
 from embedmask_mmdet.cli.launch import fail, fail_missing, find_checkpoint, find_config
 from embedmask_mmdet.errors import CheckpointError, InputError
@@ -38,6 +38,12 @@ def parse_args() -> argparse.Namespace:
         help=f'models that take turns with the first one: {", ".join(RIVALS)}, all, or configs',
     )
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
+    parser.add_argument(
+        '--precision',
+        choices=PRECISIONS,
+        default='float32',
+        help='other than float32: autocast to this precision (default: %(default)s)',
+    )
     parser.add_argument('--threads', type=int, default=2, help='CPU threads')
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--images', type=int, help='with --speed-only (default: 20); otherwise all are taken')

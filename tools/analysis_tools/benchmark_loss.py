@@ -2,8 +2,9 @@
 
     OMP_WAIT_POLICY=passive python tools/analysis_tools/benchmark_loss.py
 
-Each measurement runs in its own process: forward and backward from pixel embeddings and proposals to their gradients.
-Memory is the highest amount that the process takes beyond its inputs.
+Forward and backward from pixel embeddings and proposals to their gradients. On the CPU each measurement runs in its own
+process, and memory is the highest amount that the process takes beyond its inputs; on a GPU, that of PyTorch's
+allocator.
 """
 
 from __future__ import annotations

@@ -9,16 +9,16 @@ one process, on random weights and features. The tables are written to docs/benc
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from mmengine.registry import init_default_scope
 
-from embedmask_mmdet import ops
 from embedmask_mmdet.analysis.markdown import write_section
 from embedmask_mmdet.analysis.mask_stage.cases import CASES
 from embedmask_mmdet.analysis.mask_stage.report import describe_tables, format_tables
+from embedmask_mmdet.analysis.operators import check_kernels
+from embedmask_mmdet.errors import InputError, fail
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = 'The mask stage of inference'
@@ -36,8 +36,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--memory', type=float, default=4, help='GB above which a method is left out of a case')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'benchmarks.md')
     args = parser.parse_args()
-    if ops.kernels is None or args.device not in ops.kernels.DEVICES:
-        sys.exit(f"the extension has no kernels for '{args.device}'. Build it first, see setup.py.")
+    try:
+        check_kernels(args.device)
+    except InputError as error:
+        fail(str(error))
     return args
 
 

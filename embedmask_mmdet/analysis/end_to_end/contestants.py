@@ -19,6 +19,7 @@ from embedmask_mmdet.analysis.configs import drop_pretrained, load_installed_con
 from embedmask_mmdet.analysis.end_to_end.fixed_detections import FixedDetections, keep_all_candidates
 from embedmask_mmdet.analysis.end_to_end.options import RIVALS, Options
 from embedmask_mmdet.analysis.end_to_end.stages import StageClock, watch_stages
+from embedmask_mmdet.analysis.operators import explain_failure
 from embedmask_mmdet.errors import InputError
 
 MASK_FORMATS = {'bitmap': 'bitmaps', 'rle': 'RLE'}
@@ -34,6 +35,7 @@ class Contestant:
         dataset: Test images with the pipeline of the model.
         evaluator: Metrics that get the detections.
         clock: Clock that the stages of the model use.
+        autocast: Context of its inference.
         fixed: Sets the number of detections; None if the weights decide.
         turns: Milliseconds per image of each stage, for each turn.
         detections: Number of detections in each image.
@@ -46,6 +48,7 @@ class Contestant:
     dataset: BaseDataset
     evaluator: Evaluator
     clock: StageClock
+    autocast: torch.autocast
     fixed: FixedDetections | None
     turns: list[dict[str, float]] = field(default_factory=list)
     detections: list[int] = field(default_factory=list)
@@ -79,7 +82,8 @@ class Contestant:
         with clock.run_stage('other'):
             with clock.run_stage('loading'):
                 batch = pseudo_collate([self.dataset[i] for i in indices])
-            samples = self.model.test_step(batch)
+            with self.autocast:
+                samples = self.model.test_step(batch)
             with clock.run_stage('encoding'):
                 self.evaluator.process(data_samples=samples, data_batch=batch)
         self.turns.append({stage: ms / len(indices) for stage, ms in clock.take().items()})
@@ -171,8 +175,37 @@ def build_contestant(
     evaluator = Evaluator(copy.deepcopy(ours.test_evaluator))
     evaluator.dataset_meta = dataset.metainfo
     watch_stages(model, clock)
+    autocast = torch.autocast(
+        torch.device(options.device).type,
+        dtype=getattr(torch, options.precision),
+        enabled=options.precision != 'float32',
+    )
     fixed = FixedDetections(model, clock) if options.detections else None
-    return Contestant(name, model.to(options.device).eval(), dataset, evaluator, clock, fixed)
+    return Contestant(name, model.to(options.device).eval(), dataset, evaluator, clock, autocast, fixed)
+
+
+def warm_up(contestants: list[Contestant], options: Options) -> str:
+    """Let each model take a turn, and remove those of MMDetection that fail, as they do without operators of mmcv.
+
+    Args:
+        contestants: All models.
+        options: Options of the benchmark.
+
+    Returns:
+        A sentence about each model that was removed.
+    """
+    left_out = []
+    for contestant in list(contestants):
+        if contestant.fixed:
+            contestant.fixed.set_number(options.detections[0])
+        try:
+            contestant.take_turn([0])
+        except Exception as error:
+            if contestant is contestants[0] or isinstance(error, InputError):
+                raise
+            left_out.append(explain_failure(contestant.name, error))
+            contestants.remove(contestant)
+    return ' '.join(left_out)
 
 
 def build_contestants(options: Options) -> list[Contestant]:

@@ -25,6 +25,7 @@ RIVALS = {
     'solov2': Rival('SOLOv2', 'solov2/solov2_r50_fpn_1x_coco.py'),
     'yolact': Rival('YOLACT', 'yolact/yolact_r50_8xb8-55e_coco.py'),
 }
+PRECISIONS = ('float32', 'float16', 'bfloat16')
 DEFAULT_IMAGES, DEFAULT_DETECTIONS = 20, 100
 LEAST_VALUES = dict(batch_size=1, warmup=0, images=1, threads=1)
 
@@ -61,6 +62,7 @@ class Options:
         checkpoint: Its weights; None for random ones.
         rivals: Names or configs of other models, each with its checkpoint or None.
         device: ``'cpu'`` or a CUDA device.
+        precision: One of :data:`PRECISIONS`; others than float32 by autocast.
         threads: CPU threads.
         batch_size: Images per turn.
         images: Images in total; None for 20 with ``speed_only``, otherwise for all.
@@ -78,6 +80,7 @@ class Options:
     checkpoint: str | None = None
     rivals: Sequence[tuple[str, str | None]] = ()
     device: str = 'cpu'
+    precision: str = 'float32'
     threads: int = 2
     batch_size: int = 1
     images: int | None = None

@@ -95,11 +95,12 @@ def describe_tables(command: str, options: Options, turns: int) -> str:
         f'{CANDIDATES} class scores per detection pass it, and boxes keep their centers but get random sizes around '
         f'{MEDIAN_SIDE} input pixels (SOLOv2 has no boxes). '
     )
+    autocast = '' if options.precision == 'float32' else f'Inference is under autocast to {options.precision}. '
     return (
         f'`{command}`: medians of {turns} turns after {options.warmup} turns of warm-up, {options.batch_size} '
         f'image{"s" * (options.batch_size > 1)} per turn. Models take turns in one process, so that other work on the '
         "machine affects all of them. Models after `--against` have the first model's backbone, and see its images "
-        f'through their own test pipelines. {fixed if options.detections else ""}'
+        f'through their own test pipelines. {autocast}{fixed if options.detections else ""}'
         'Each moment counts for one stage, the innermost. "Loading" is the pipeline, in this process, with normalizing '
         'and padding; "heads" are all layers with weights after the neck, including RPN and the boxes of RoIs; "NMS" '
         'includes decoding of boxes; "mask stage" is the work per detection, from its RoI (Mask R-CNN) or its dynamic '

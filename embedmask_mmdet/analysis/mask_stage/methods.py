@@ -21,6 +21,7 @@ from embedmask_mmdet.ops import plain
 from embedmask_mmdet.ops.mask_stage import MaskStage
 
 Method = Callable[[], object]
+OURS = ('kernels', 'plain', 'at once')  # how the names of our own methods begin
 
 
 def compute_masks_at_once(arguments: dict) -> Tensor:

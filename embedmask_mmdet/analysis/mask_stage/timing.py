@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from embedmask_mmdet.analysis.machine import read_memory, reset_peak_memory
-from embedmask_mmdet.analysis.mask_stage.methods import Method
+from embedmask_mmdet.analysis.machine import read_memory, read_peak, reset_peak, reset_peak_memory
+from embedmask_mmdet.analysis.mask_stage.methods import OURS, Method
+from embedmask_mmdet.analysis.operators import explain_failure
 
 TURN_SECONDS = 0.1
 
@@ -33,6 +34,27 @@ def run_once(method: Method, device: str) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
+def warm_up(methods: dict[str, Method]) -> str:
+    """Run each method once, and remove those of other models that fail, as they do without operators of mmcv.
+
+    Args:
+        methods: Methods by their names.
+
+    Returns:
+        A sentence about each that was removed.
+    """
+    left_out = []
+    for name, method in list(methods.items()):
+        try:
+            method()
+        except Exception as error:
+            if name.startswith(OURS):
+                raise
+            left_out.append(explain_failure(name, error))
+            del methods[name]
+    return ' '.join(left_out)
+
+
 def run_for(method: Method, device: str, seconds: float) -> list[float]:
     """Run a method at least once, and again until some seconds have passed. Return the milliseconds of each run."""
     until = time.perf_counter() + seconds
@@ -49,11 +71,10 @@ def count_result_bytes(result: object) -> int:
 
 def measure_extra_bytes_on_gpu(method: Method) -> int:
     """Measure the most GPU memory that a method takes beyond its result."""
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    before = reset_peak('cuda')
     result = method()
     on_device = count_result_bytes(result) if isinstance(result, Tensor) else 0
-    return torch.cuda.max_memory_allocated() - before - on_device
+    return read_peak('cuda') - before - on_device
 
 
 def measure_extra_bytes(method: Method) -> int:
