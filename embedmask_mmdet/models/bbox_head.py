@@ -187,7 +187,9 @@ class EmbedMaskBBoxHead(FCOSHead):
         Returns:
             ``loss_cls``, ``loss_bbox`` and ``loss_centerness``.
         """
-        return super().loss_by_feat(*proposals[:3], batch_gt_instances=targets, batch_img_metas=[])
+        # mmcv's focal loss on GPUs has no bfloat16, and rounds in float16.
+        cls_scores = [cls_score.float() for cls_score in proposals.cls_scores]
+        return super().loss_by_feat(cls_scores, *proposals[1:3], batch_gt_instances=targets, batch_img_metas=[])
 
     def _get_targets_single(self, targets: LocationTargets, *_, **__) -> tuple[Tensor, Tensor]:
         # FCOS calls this for each image, to split by level what it returns.
@@ -256,7 +258,7 @@ class EmbedMaskBBoxHead(FCOSHead):
             ``points`` ``(N, 2)`` in input pixels; ``proposal_embed`` and ``proposal_margin`` ``(N, D)``.
         """
         cfg = cfg or self.test_cfg
-        mlvl_points = self._mlvl_points(proposals.cls_scores)
+        mlvl_points = self._mlvl_points(proposals.bbox_preds)  # float32 under autocast too: points must not be rounded
         results_list = []
         for img, img_meta in enumerate(batch_img_metas):
             levels = [

@@ -162,6 +162,25 @@ def test_tensor_mode_runs_the_network_alone():
     assert outs[-1].shape == (1, 16, 8, 8)
 
 
+def test_class_loss_is_computed_in_float32_under_autocast():
+    model, dtypes = tiny_detector(), []
+    model.bbox_head.loss_cls.register_forward_pre_hook(lambda module, args: dtypes.append(args[0].dtype))
+    with torch.autocast('cpu', torch.bfloat16):
+        compute_losses(model, batch([SIZE], [2]))
+    assert dtypes == [torch.float32]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+def test_locations_are_exact_under_autocast(dtype):
+    model = build_responsive_detector(keep_embed=True, max_per_img=200)
+    with torch.autocast('cpu', dtype):
+        (results,) = detect(model, batch([(64, 3000)], [2]))
+    centers = [torch.arange(stride / 2, 3072, stride) for stride in (8, 16, 32, 64, 128)]
+    assert results.points.dtype == torch.float32
+    assert torch.isin(results.points, torch.cat(centers)).all()
+    assert torch.isin(results.points, centers[0]).all(1).any()
+
+
 def test_deformable_last_convolutions_start_as_ordinary_ones():
     cfg = tiny_model_cfg()
     cfg.bbox_head.dcn_on_last_conv = cfg.mask_head.dcn_on_last_conv = True
