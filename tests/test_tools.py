@@ -307,5 +307,6 @@ def test_distributed_tools_without_a_fitting_python_say_what_to_do(clone):
 
 def test_make_lists_its_targets():
     result = run(['make'], ROOT)
-    for target in ('setup', 'demo', 'test', 'test-slow', 'test-onedl', 'test-slow-onedl', 'lint', 'format', 'clean'):
+    targets = 'setup demo test test-slow test-onedl test-slow-onedl gpu-check lint format clean'
+    for target in targets.split():
         assert f'make {target} ' in result.stdout

@@ -34,6 +34,7 @@ from embedmask_mmdet.locations import CONFIGS, REPOSITORY
 PAGE_TITLE = 'Benchmarks on a GPU'
 CONFIG = CONFIGS / 'embedmask_r50_1x_coco.py'
 COCO_ANNOTATIONS = Path('data/coco/annotations/instances_val2017.json')
+TEST_SECONDS = 300  # tests that take longer hang
 MASK_MEMORY = 4  # GB, as benchmark_masks.py has it
 
 
@@ -51,6 +52,7 @@ class Plan:
         loss_instances: Instances in each of its two images.
         crowd: Instances of its crowded image.
         images: Images of each model in complete inference.
+        warmup: Turns of each model that do not count.
         detections: Numbers of detections in complete inference.
         options: Settings of the config in complete inference.
         rivals: Models that it is compared with.
@@ -67,6 +69,7 @@ class Plan:
     loss_instances: int = 20
     crowd: int = 300
     images: int = 10
+    warmup: int = 3
     detections: Sequence[int] = (100, 10)
     options: dict = field(default_factory=dict)
     rivals: Sequence[str] = ('all',)
@@ -105,7 +108,8 @@ def run_tests(plan: Plan) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, 'report.xml')
         command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', f'--junitxml={report}', *plan.tests]
-        ran = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=TEST_SECONDS)
+        ran = subprocess.run(command, cwd=REPOSITORY, **options)
         print(ran.stdout, flush=True)
         if not report.exists():
             raise RuntimeError(ran.stdout or f'pytest ended with exit code {ran.returncode}')
@@ -182,7 +186,7 @@ def measure_inference(plan: Plan) -> Iterator[str]:
             device=plan.device,
             threads=plan.threads,
             images=plan.images,
-            warmup=3,
+            warmup=plan.warmup,
             detections=plan.detections,
             speed_only=True,
             cfg_options=options,
