@@ -11,7 +11,7 @@ tta_model = dict(tta_cfg=dict(max_per_img=300))
 data_root = 'data/lvis_v1/'
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args={{_base_.backend_args}}),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='EmbedMaskLoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='RandomChoiceResize',
         scales=[(1333, short_side) for short_side in (640, 672, 704, 736, 768, 800)],

@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-PARTS = ('embedmask_mmdet.engine', 'embedmask_mmdet.models')
+PARTS = ('embedmask_mmdet.engine', 'embedmask_mmdet.models', 'embedmask_mmdet.datasets.transforms')
 # Our parts cannot be imported while one of these packages is only half imported.
 WATCHED = ('mmengine', 'mmcv', 'mmdet', 'embedmask_mmdet')
 

@@ -6,10 +6,15 @@ Shape legend: ``P`` locations of all levels, ``N`` instances of an image, ``h, w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from mmdet.structures.mask import BaseInstanceMasks
 from mmengine.structures import InstanceData
 from torch import Tensor
+
+from embedmask_mmdet.cropped_masks import CroppedMasks
 
 NO_INSTANCE = -1
 
@@ -45,6 +50,17 @@ def masks_as_tensor(masks: BaseInstanceMasks | Tensor) -> Tensor:
     return masks != 0 if masks.is_floating_point() else masks
 
 
+def inside_crops(masks: CroppedMasks, points: Tensor) -> Tensor:
+    """Find the points inside each mask as :func:`inside_masks` does, without bitmaps of the complete image."""
+    x, y = points.long().cpu().numpy().T
+    inside = np.zeros((len(masks), len(points)), bool)
+    for row, ((left, top), bitmap) in zip(inside, masks.crops):
+        (height, width), column, line = bitmap.shape, x - left, y - top
+        in_box = np.flatnonzero((column >= 0) & (column < width) & (line >= 0) & (line < height))
+        row[in_box] = bitmap[line[in_box], column[in_box]]
+    return torch.from_numpy(inside).t().to(points.device)
+
+
 def inside_masks(masks: BaseInstanceMasks | Tensor, points: Tensor) -> Tensor:
     """Find the points inside each mask.
 
@@ -55,6 +71,8 @@ def inside_masks(masks: BaseInstanceMasks | Tensor, points: Tensor) -> Tensor:
     Returns:
         Bool tensor ``(P, N)`` on the device of ``points``.
     """
+    if isinstance(masks, CroppedMasks):
+        return inside_crops(masks, points)
     masks = masks_as_tensor(masks)
     height, width = masks.shape[-2:]
     x, y = points.long().to(masks.device).unbind(dim=1)
@@ -131,6 +149,39 @@ def combine_middles(masks: Tensor, dim: int, num_cells: int, stride: int) -> Ten
     return merged
 
 
+def resize_crops(
+    resize: Callable[[Tensor, tuple[int, int], int], Tensor],
+    masks: CroppedMasks,
+    mask_size: tuple[int, int],
+    mask_stride: int,
+) -> Tensor:
+    """Resize masks to the grid inside the boxes around them.
+
+    Args:
+        resize: :func:`mask_targets` or :func:`mask_coverage`.
+        masks: Of ``N`` instances, in input pixels.
+        mask_size: ``(h, w)`` of the grid in cells.
+        mask_stride: Input pixels per cell.
+
+    Returns:
+        What ``resize`` returns.
+    """
+    corners = np.array([crop.corner[::-1] for crop in masks.crops], np.int64).reshape(-1, 2)
+    shapes = np.array([crop.bitmap.shape for crop in masks.crops], np.int64).reshape(-1, 2)
+    cells, rests = np.divmod(corners, mask_stride)
+    # All boxes get the same number of whole cells.
+    rows, columns = ((rests + shapes + mask_stride - 1) // mask_stride).max(axis=0, initial=0)
+    boxes = np.zeros((len(masks), rows * mask_stride, columns * mask_stride), np.uint8)
+    for box, (top, left), (height, width), crop in zip(boxes, rests, shapes, masks.crops):
+        box[top : top + height, left : left + width] = crop.bitmap
+    small = resize(torch.from_numpy(boxes), (rows, columns), mask_stride)
+    resized = small.new_zeros(len(masks), *mask_size)
+    for target, values, (top, left) in zip(resized.numpy(), small.numpy(), cells):
+        part = target[top : top + rows, left : left + columns]
+        part[:] = values[: part.shape[0], : part.shape[1]]
+    return resized
+
+
 def mask_targets(masks: BaseInstanceMasks | Tensor, mask_size: tuple[int, int], mask_stride: int) -> Tensor:
     """Resize masks to the grid as the authors' code does: bilinear, everything above 0 is foreground.
 
@@ -145,6 +196,8 @@ def mask_targets(masks: BaseInstanceMasks | Tensor, mask_size: tuple[int, int], 
     Returns:
         Bool tensor ``(N, h, w)`` on the device of the masks.
     """
+    if isinstance(masks, CroppedMasks):
+        return resize_crops(mask_targets, masks, mask_size, mask_stride)
     # Rows first: they are contiguous, and fewer pixels are left to be picked one by one.
     masks = combine_middles(masks_as_tensor(masks), 1, mask_size[0], mask_stride)
     return combine_middles(masks, 2, mask_size[1], mask_stride) != 0
@@ -170,5 +223,7 @@ def mask_coverage(masks: BaseInstanceMasks | Tensor, mask_size: tuple[int, int],
     Returns:
         Float32 tensor ``(N, h, w)`` from 0 to 1, on the device of the masks.
     """
+    if isinstance(masks, CroppedMasks):
+        return resize_crops(mask_coverage, masks, mask_size, mask_stride)
     counts = sum_over_cells(masks_as_tensor(masks) != 0, 1, mask_size[0], mask_stride)
     return sum_over_cells(counts, 2, mask_size[1], mask_stride) / mask_stride**2

@@ -304,7 +304,7 @@ def test_oracle_has_the_authors_masks():
 def compare(cfg, weights, checkpoint, images):
     """Return the share of the oracle's detections that ours has, and the mean IoU of their masks."""
     model = init_detector(cfg, str(checkpoint), device='cpu')
-    pipeline = Compose([step for step in cfg.test_pipeline if step.type != 'LoadAnnotations'])
+    pipeline = Compose([step for step in cfg.test_pipeline if step.type != 'EmbedMaskLoadAnnotations'])
     matched, mask_ious = [], []
     for image in images:
         data = pipeline(dict(img_path=str(image), img_id=0))

@@ -13,10 +13,11 @@ from tests.builders import ROOT
 CHECK = """
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation.metrics import coco_metric
-from mmdet.registry import HOOKS, MODELS, TASK_UTILS
+from mmdet.registry import HOOKS, MODELS, TASK_UTILS, TRANSFORMS
 from mmengine.runner.checkpoint import CheckpointLoader
 
 assert 'EmbedMask' in MODELS and 'EmbedMaskCertainty' in TASK_UTILS and 'EmbedMaskCheckHook' in HOOKS
+assert 'EmbedMaskLoadAnnotations' in TRANSFORMS
 assert CocoDataset.COCOAPI.__name__ == 'CheckedDatasetCOCO', CocoDataset.COCOAPI
 assert coco_metric.COCO.__name__ == 'CheckedCOCO', coco_metric.COCO
 assert CheckpointLoader._schemes[''].__module__ == 'embedmask_mmdet.engine.checkpoint'

@@ -9,7 +9,7 @@ tta_pipeline = [
         transforms=[
             [dict(type='Resize', scale=(1333, short_side), keep_ratio=True) for short_side in (640, 800, 960)],
             [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
-            [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)],
+            [dict(type='EmbedMaskLoadAnnotations', with_bbox=True, with_mask=True)],
             [
                 dict(
                     type='PackDetInputs',

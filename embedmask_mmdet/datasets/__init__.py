@@ -1,1 +1,1 @@
-"""Datasets that commands in ``tools/dataset_converters`` write, and how to write datasets in COCO's format."""
+"""Loading of masks in pipelines, datasets that ``tools/dataset_converters`` writes, and how to write COCO's format."""

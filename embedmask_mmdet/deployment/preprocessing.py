@@ -15,7 +15,7 @@ from embedmask_mmdet.deployment.resizing import resize
 from embedmask_mmdet.errors import InputError
 
 # Steps that do not change an image that is in memory already.
-NEUTRAL_STEPS = ('LoadImageFromFile', 'LoadAnnotations', 'PackDetInputs')
+NEUTRAL_STEPS = ('LoadImageFromFile', 'LoadAnnotations', 'EmbedMaskLoadAnnotations', 'PackDetInputs')
 
 
 class Sizes(NamedTuple):

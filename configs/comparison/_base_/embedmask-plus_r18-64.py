@@ -3,7 +3,6 @@ _base_ = './r18-64.py'
 
 import mmengine  # noqa: E402 (`_base_` must come first)
 
-custom_imports = dict(imports=['embedmask_mmdet'], allow_failed_imports=False)
 model = mmengine.Config.fromfile('{{fileDirname}}/../../embedmask-plus_r50_1x_coco.py').model
 model.update(data_preprocessor={{_base_.data_preprocessor}}, backbone={{_base_.backbone}})
 # From scratch, a pyramid learns much faster with normalization. RTMDet's has it, too.
