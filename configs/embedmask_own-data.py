@@ -46,13 +46,13 @@ parts = dict(
             norm_cfg=dict(type='GN', num_groups=32, requires_grad=True),
         ),
         bbox_head=dict(in_channels=64, feat_channels=64),
-        mask_head=dict(in_channels=64, feat_channels=64),
+        pixel_branch=dict(in_channels=64, level_channels=64),
     ),
 )
 model = parts[size]
-# The neck begins with 4 pixels per cell, for the pixels. Each level finds objects of other sizes, with these bounds.
+# Each level of the neck finds objects of other sizes, with these bounds.
 bounds = [finest_stride * cells for cells in (8, 16, 32, 64)]
-model.setdefault('neck', {}).update(num_outs=6 if finest_stride == 8 else 5)
+model.setdefault('neck', {}).update(start_level=dict([(4, 0), (8, 1)])[finest_stride])
 model.setdefault('bbox_head', {}).update(
     num_classes=len(classes),
     strides=[finest_stride * 2**level for level in range(5)],

@@ -13,7 +13,7 @@ Reduction = Callable[['onnx.ModelProto'], 'onnx.ModelProto']
 
 # Names of nodes begin with those of the modules that they come from. The last convolutions of the heads, which predict
 # logits, distances and embeddings, are not among them.
-REDUCIBLE = re.compile(r'/(model/)?((backbone|neck)/|bbox_head/.*(cls|reg)_convs|mask_head/mask_convs)')
+REDUCIBLE = re.compile(r'/(model/)?((backbone|neck)/|bbox_head/.*(cls|reg)_convs|mask_head/mask_convs|pixel_branch/)')
 
 
 def keep_float32(model: onnx.ModelProto) -> onnx.ModelProto:

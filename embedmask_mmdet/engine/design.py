@@ -90,17 +90,20 @@ def read_design(checkpoint: Mapping[str, Any]) -> Design:
         default = str(bbox_head.get('type')).startswith('EmbedMask')
         design.head = {name: bbox_head.get(name, default) for name in HEAD_SETTINGS}
     design.inputs = _find_inputs(model, config.get('img_norm_cfg', {}))
-    meaning = getattr(checkpoint.get('state_dict', checkpoint), '_metadata', {}).get('', {}).get(META_KEY, {})
+    weights = checkpoint.get('state_dict', checkpoint)
+    meaning = getattr(weights, '_metadata', {}).get('', {}).get(META_KEY, {})
     if meaning:
         design.detector = design.detector or EmbedMask.__name__
-        design.neck_stride = meaning.get('mask_head.stride', design.neck_stride)
+        has_branch = any(name.startswith('pixel_branch.') for name in weights)
+        strides = meaning.get('bbox_head.strides') if has_branch else [meaning.get('mask_head.stride')]
+        design.neck_stride = strides[0] if strides and strides[0] else design.neck_stride
         design.head['norm_on_bbox'] = meaning.get('bbox_head.norm_on_bbox')
     return design
 
 
 def _find_neck_stride(model: Mapping[str, Any]) -> float | None:
     """Return the stride of the first head's first level, which reads the finest level of the neck."""
-    if str(model.get('type')).startswith('EmbedMask'):
+    if str(model.get('type')).startswith('EmbedMask') and not model.get('pixel_branch'):
         return (model.get('mask_head') or {}).get('stride')
     for head in (model.get('rpn_head'), model.get('bbox_head')):
         if isinstance(head, dict):
@@ -124,7 +127,7 @@ def _find_inputs(model: Mapping[str, Any], img_norm_cfg: Mapping[str, Any]) -> d
 def describe_model(model: EmbedMask, classes: Sequence[str]) -> Design:
     """Describe a model to train like what :func:`read_design` says about a checkpoint."""
     head = {name: getattr(model.bbox_head, name) for name in HEAD_SETTINGS}
-    design = Design(type(model).__name__, tuple(classes), model.mask_head.stride, head)
+    design = Design(type(model).__name__, tuple(classes), model.neck_stride, head)
     if hasattr(model.backbone, 'style'):
         design.inputs['backbone.style'] = model.backbone.style
     preprocessor = model.data_preprocessor

@@ -41,7 +41,7 @@ PARTS = {
         'mask_head.conv_embed.',
         'frame.',
     ),
-    'pixel tower': ('mask_head.mask_convs.',),
+    'pixel tower': ('pixel_branch.', 'mask_head.mask_convs.'),
 }
 OTHER_PARTS = 'other parts'
 # Means that differ less than this fraction of the standard deviation, or 3 gray values, are alike.

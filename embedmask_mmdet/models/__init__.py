@@ -5,6 +5,7 @@ from embedmask_mmdet.models.detector import EmbedMask
 from embedmask_mmdet.models.frames import EmbedMaskBoxFrame, EmbedMaskLocationFrame
 from embedmask_mmdet.models.losses import DiceCrossEntropyLoss, LogProbLoss, LovaszHingeLoss
 from embedmask_mmdet.models.mask_head import EmbedMaskMaskHead
+from embedmask_mmdet.models.pixel_branch import EmbedMaskPixelBranch
 from embedmask_mmdet.models.refine import EmbedMaskBoxesFromMasks, EmbedMaskCertainty, EmbedMaskNMS
 from embedmask_mmdet.models.sampling import EmbedMaskBoxSampling, EmbedMaskInMaskSampling
 from embedmask_mmdet.models.tta import EmbedMaskTTAModel
@@ -21,6 +22,7 @@ __all__ = [
     'EmbedMaskLocationFrame',
     'EmbedMaskMaskHead',
     'EmbedMaskNMS',
+    'EmbedMaskPixelBranch',
     'EmbedMaskTTAModel',
     'LogProbLoss',
     'LovaszHingeLoss',

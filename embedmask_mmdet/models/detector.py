@@ -49,6 +49,8 @@ class EmbedMask(SingleStageInstanceSegmentor):
         bbox_head: Config of the box head, which embeds proposals.
         mask_head: Config of the mask head, which embeds pixels.
         frame: Config of the frame in which both express spatial embeddings.
+        pixel_branch: Config of what computes the mask head's features from the backbone's finest stage and the neck's
+            levels; None if the mask head reads the finest level of the neck.
         train_cfg: Not used.
         test_cfg: Of both heads.
         data_preprocessor: Config of the data preprocessor.
@@ -65,6 +67,7 @@ class EmbedMask(SingleStageInstanceSegmentor):
         bbox_head: ConfigType,
         mask_head: ConfigType,
         frame: ConfigType = dict(type='EmbedMaskLocationFrame'),  # noqa: B006
+        pixel_branch: OptConfigType = None,
         train_cfg: OptConfigType = None,
         test_cfg: OptConfigType = None,
         data_preprocessor: OptConfigType = None,
@@ -78,6 +81,7 @@ class EmbedMask(SingleStageInstanceSegmentor):
         bbox_head = dict(bbox_head, initial_margin=frame.initial_margin)
         super().__init__(backbone, neck, bbox_head, mask_head, train_cfg, test_cfg, data_preprocessor, init_cfg)
         self.frame = frame
+        self.pixel_branch = MODELS.build(pixel_branch) if pixel_branch else None
         self._check_heads()
         self._register_state_dict_hook(write_meaning)
         self._register_load_state_dict_pre_hook(check_on_load, with_module=True)
@@ -106,29 +110,48 @@ class EmbedMask(SingleStageInstanceSegmentor):
 
     @property
     def num_mask_levels(self) -> int:
-        """Levels of the neck that are finer than those of the box head, for the mask head alone."""
-        return int(math.log2(self.bbox_head.strides[0] / self.mask_head.stride))
+        """Feature maps before those of the box head, for the mask head alone."""
+        return 1 if self.pixel_branch else round(math.log2(self.bbox_head.strides[0] / self.mask_head.stride))
+
+    @property
+    def neck_stride(self) -> int:
+        """Input pixels per cell of the neck's finest level."""
+        return self.bbox_head.strides[0] if self.pixel_branch else self.mask_head.stride
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature maps of all levels.
+        """Compute the feature maps of all levels, and of pixels if they have a branch of their own.
 
         Args:
             batch_inputs: ``(B, 3, H, W)``, normalized.
 
         Returns:
-            ``(B, C, h, w)`` of each level, the finest first.
+            ``(B, C, h, w)`` of each level, the finest first; that of the pixel branch is before them.
 
         Raises:
-            ValueError: If the number of levels is not what the heads need.
+            ValueError: If the levels are not those that the heads need.
         """
-        feats = super().extract_feat(batch_inputs)
-        num_levels = self.num_mask_levels + len(self.bbox_head.strides)
-        if len(feats) != num_levels:
+        stages = self.backbone(batch_inputs)
+        levels = self.neck(stages)
+        self._check_levels(len(levels))
+        if not self.pixel_branch:
+            return levels
+        self._check_finest_stage(batch_inputs.shape[-1], stages[0].shape[-1])
+        return self.pixel_branch(stages[0], levels), *levels
+
+    def _check_levels(self, num_levels: int) -> None:
+        needed = int(math.log2(self.bbox_head.strides[-1] / self.neck_stride)) + 1
+        if num_levels != needed:
             raise ValueError(
-                f'the neck gives {len(feats)} levels, the heads need {num_levels}, with strides from '
-                f'{self.mask_head.stride} to {self.bbox_head.strides[-1]}: set num_outs and start_level of model.neck'
+                f'the neck gives {num_levels} levels, the heads need {needed}, with strides from {self.neck_stride} to '
+                f'{self.bbox_head.strides[-1]}: set num_outs and start_level of model.neck'
             )
-        return feats
+
+    def _check_finest_stage(self, width: int, stage_width: int) -> None:
+        if stage_width != math.ceil(width / self.mask_head.stride):
+            raise ValueError(
+                f'mask_head.stride is {self.mask_head.stride}, but {width} input pixels are {stage_width} cells of the '
+                'finest stage of model.backbone: set mask_head.stride or backbone.out_indices'
+            )
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Compute all losses.

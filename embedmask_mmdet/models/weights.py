@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 META_KEY = 'embedmask'
 CLASSES_KEY = 'embedmask_classes'
 CLASS_WEIGHT = 'bbox_head.conv_cls.weight'
-HEADS = ('bbox_head.', 'mask_head.', 'frame.')
+HEADS = ('bbox_head.', 'mask_head.', 'pixel_branch.', 'frame.')
 # Settings that change what weights mean, but neither their names nor their shapes.
 MEANINGS = (
     'frame.coord_scale',

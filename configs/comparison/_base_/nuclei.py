@@ -5,8 +5,8 @@ data_root = 'data/nuclei/'
 metainfo = dict(classes=('nucleus',), palette=[(0, 200, 83)])
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='EmbedMaskLoadAnnotations', with_bbox=True, with_mask=True),
-    # Crop before rotating, because rotating all masks of the complete image takes long.
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    # Crop before resizing, because resizing all masks of the complete image takes long.
     dict(type='RandomCrop', crop_size=(320, 320), recompute_bbox=True),
     dict(type='RandomResize', scale=(320, 320), ratio_range=(0.8, 1.25), keep_ratio=True),
     dict(type='Rotate', prob=0.75, max_mag=90.0, img_border_value=30),
@@ -21,7 +21,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(512, 512), keep_ratio=True),
-    dict(type='EmbedMaskLoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(

@@ -1,6 +1,4 @@
 # The same for all compared models: a few hundred iterations from scratch.
-custom_imports = dict(imports=['embedmask_mmdet'], allow_failed_imports=False)
-
 max_iters = 600
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=100)
 val_cfg = dict(type='ValLoop')

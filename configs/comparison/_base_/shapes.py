@@ -5,7 +5,7 @@ data_root = 'data/shapes/'
 metainfo = dict(classes=('ellipse', 'rectangle', 'star', 'crescent', 'ring', 'horseshoe'))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='EmbedMaskLoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomResize', scale=(256, 256), ratio_range=(1.0, 1.5), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(256, 256), recompute_bbox=True),
     # Masks that were cropped away have boxes of size 0, with which the loss of Mask R-CNN becomes NaN.
@@ -16,7 +16,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(256, 256), keep_ratio=True),
-    dict(type='EmbedMaskLoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
