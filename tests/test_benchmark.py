@@ -1,5 +1,6 @@
 """The speed test: where time goes, that models do the same work, and what a user gets to see. Nothing here is timed."""
 
+import functools
 import re
 from types import SimpleNamespace
 
@@ -142,6 +143,7 @@ def test_each_image_has_the_number_of_detections_asked_for(measure, model):
 def test_inference_is_under_autocast_to_another_precision(measure, monkeypatch):
     dtypes, predict_by_feat = [], EmbedMaskBBoxHead.predict_by_feat
 
+    @functools.wraps(predict_by_feat)
     def record(head, proposals, **kwargs):
         dtypes.append(proposals.cls_scores[0].dtype)
         return predict_by_feat(head, proposals, **kwargs)
