@@ -1,13 +1,18 @@
 """The speed test: where time goes, that models do the same work, and what a user gets to see. Nothing here is timed."""
 
+import functools
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from torch import nn
 
 from embedmask_mmdet.analysis.end_to_end import contestants, stages
+from embedmask_mmdet.analysis.end_to_end.options import Options
+from embedmask_mmdet.models import EmbedMaskBBoxHead
 from tests.builders import CLASSES, ROOT, tiny_cfg, tiny_detector, write_tiny_coco
 from tests.scripts import run_script
 
@@ -133,6 +138,38 @@ def test_there_is_a_table_for_each_number_of_detections(measure, folder):
 def test_each_image_has_the_number_of_detections_asked_for(measure, model):
     tables = read_tables(measure(*model, '--speed-only', '--images', 2, '--warmup', 0, '--detections', 20, 3))
     assert [table['detections per image'] for table in tables] == [['20', '20'], ['3', '3']]
+
+
+def test_inference_is_under_autocast_to_another_precision(measure, monkeypatch):
+    dtypes, predict_by_feat = [], EmbedMaskBBoxHead.predict_by_feat
+
+    @functools.wraps(predict_by_feat)
+    def record(head, proposals, **kwargs):
+        dtypes.append(proposals.cls_scores[0].dtype)
+        return predict_by_feat(head, proposals, **kwargs)
+
+    monkeypatch.setattr(EmbedMaskBBoxHead, 'predict_by_feat', record)
+    arguments = ('--images', 1, '--warmup', 0, '--detections', 7)
+    text = measure('tiny.py', '--speed-only', '--precision', 'bfloat16', *arguments)
+    assert 'Inference is under autocast to bfloat16.' in text
+    assert read_tables(text)[0]['detections per image'] == ['7', '7']
+    assert 'autocast' not in measure('tiny.py', '--speed-only', *arguments)
+    assert dtypes == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
+
+
+def test_other_models_without_their_operators_are_left_out():
+    def fail(indices):
+        raise RuntimeError('nms_impl: implementation for device cuda:0 not found.\n')
+
+    ours = SimpleNamespace(name='EmbedMask', model=nn.Identity(), fixed=None, take_turn=lambda indices: None)
+    other = SimpleNamespace(name='Mask R-CNN', model=nn.Flatten(), fixed=None, take_turn=fail)
+    models, options = [ours, other], Options('tiny.py', speed_only=True)
+    expected = 'Mask R-CNN is left out: mmcv was built without its operator nms for this device.'
+    assert contestants.warm_up(models, options) == expected
+    assert models == [ours]
+    ours.take_turn = fail
+    with pytest.raises(RuntimeError, match='nms_impl'):
+        contestants.warm_up(models, options)
 
 
 def test_number_of_detections_that_no_image_has_is_an_error(run):

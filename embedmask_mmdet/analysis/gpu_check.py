@@ -68,8 +68,8 @@ class Plan:
     loss_shape: tuple[int, int] = (800, 1088)
     loss_instances: int = 20
     crowd: int = 300
-    images: int = 10
-    warmup: int = 3
+    images: int = 8
+    warmup: int = 2
     detections: Sequence[int] = (100, 10)
     options: dict = field(default_factory=dict)
     rivals: Sequence[str] = ('all',)

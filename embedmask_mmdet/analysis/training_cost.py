@@ -52,8 +52,8 @@ class Case:
     num_imgs: int = 2
     num_instances: int = 20
     img_shape: tuple[int, int] = (800, 1088)
-    warmup: int = 3
-    steps: int = 10
+    warmup: int = 2
+    steps: int = 8
 
 
 class Cost(NamedTuple):

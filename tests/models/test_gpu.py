@@ -95,7 +95,7 @@ def test_training_under_autocast_has_finite_losses_and_gradients(config, dtype):
     with torch.autocast(DEVICE, dtype):
         losses = compute_losses(model, batch([SIZE, SIZE], [3, 2]))
     sum(losses.values()).backward()
-    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=0.1)
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=0.25)
     for name, weight in model.named_parameters():
         assert not weight.requires_grad or weight.grad.isfinite().all(), name
 

@@ -201,7 +201,7 @@ def warm_up(contestants: list[Contestant], options: Options) -> str:
         try:
             contestant.take_turn([0])
         except Exception as error:
-            if contestant is contestants[0] or isinstance(error, InputError):
+            if type(contestant.model) is type(contestants[0].model) or isinstance(error, InputError):
                 raise
             left_out.append(explain_failure(contestant.name, error))
             contestants.remove(contestant)
