@@ -24,7 +24,7 @@ from typing import NamedTuple
 import mmdet
 import pytest
 import torch
-from mmdet.registry import HOOKS, MODELS, TASK_UTILS
+from mmdet.registry import HOOKS, MODELS, TASK_UTILS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -106,6 +106,9 @@ RULES = {
     ),
     'tools/analysis_tools/benchmark_loss.py': Rule(
         says='lean', options='--img-shape 64 96 --batch-size 1 --instances 2 --crowd 0 --repeats 1', slow=''
+    ),
+    'tools/analysis_tools/benchmark_loading.py': Rule(
+        says='run lengths', options='configs/embedmask_r18_nuclei.py --rounds 1 --out loading.md', slow=''
     ),
     'tools/analysis_tools/get_flops.py': Rule(says='GFLOPs', options='--shape 64 96'),
     '$MMDET/.mim/tools/analysis_tools/browse_dataset.py': Rule(),
@@ -344,8 +347,8 @@ def settings_table() -> list[tuple[str, str]]:
 
 
 def find_part(name: str) -> type | None:
-    """Return the class of a part of the model, or a hook, by the name that it has in configs."""
-    return next((found for registry in (MODELS, TASK_UTILS, HOOKS) if (found := registry.get(name))), None)
+    """Return the class of a part of the model, a hook or a transform by the name that it has in configs."""
+    return next((found for registry in (MODELS, TASK_UTILS, HOOKS, TRANSFORMS) if (found := registry.get(name))), None)
 
 
 @functools.cache
