@@ -48,6 +48,8 @@ def tiny_model_cfg(config: Path = COCO_CONFIG, **test_cfg) -> dict:
             'model.mask_head.norm_cfg': group_norm,
         }
     )
+    if 'pixel_branch' in cfg.model:
+        cfg.model.pixel_branch.update(in_channels=64, level_channels=32, channels=32, norm_cfg=group_norm)
     cfg.model.test_cfg.update(test_cfg)
     return cfg.model
 

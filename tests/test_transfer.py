@@ -53,7 +53,12 @@ def shrink_config(name):
 
 @functools.cache
 def target_model(name):
-    model = tiny_model_cfg(dict(paper=COCO_CONFIG, plus=PLUS_CONFIG)[name])
+    model = tiny_model_cfg(PLUS_CONFIG if name == 'plus' else COCO_CONFIG)
+    if name == 'P2':
+        model.neck.update(start_level=0, num_outs=6)
+        model.mask_head.update(stride=4, mask_scale=1)
+    elif name == 'plus':
+        model.pixel_branch.in_channels = 8
     model.backbone.update(base_channels=8, stem_channels=8)
     model.neck.in_channels = [8, 16, 32, 64]
     return model
@@ -74,10 +79,10 @@ def write_checkpoint(path, name, edit=lambda checkpoint: None):
     return weights
 
 
-@pytest.fixture(params=['paper', 'plus'])
+@pytest.fixture(params=['paper', 'plus', 'P2'])
 def target(request):
     """Config of a model to train, and the level of its neck that is P3."""
-    return copy.deepcopy(target_model(request.param)), int(request.param == 'plus')
+    return copy.deepcopy(target_model(request.param)), int(request.param == 'P2')
 
 
 def start(model_cfg, path):
