@@ -1,0 +1,3 @@
+_base_ = ['_base_/embedmask-plus_small.py', '_base_/nuclei.py']
+
+model = dict(bbox_head=dict(num_classes=1))

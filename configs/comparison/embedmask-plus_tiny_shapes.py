@@ -1,0 +1,3 @@
+_base_ = ['_base_/embedmask-plus_tiny.py', '_base_/shapes.py']
+
+model = dict(bbox_head=dict(num_classes=6))
