@@ -52,7 +52,7 @@ parts = dict(
 model = parts[size]
 # Each level of the neck finds objects of other sizes, with these bounds.
 bounds = [finest_stride * cells for cells in (8, 16, 32, 64)]
-model.setdefault('neck', {}).update(start_level=dict([(4, 0), (8, 1)])[finest_stride])
+model.setdefault('neck', {}).update(start_level={4: 0, 8: 1}[finest_stride])
 model.setdefault('bbox_head', {}).update(
     num_classes=len(classes),
     strides=[finest_stride * 2**level for level in range(5)],

@@ -21,7 +21,7 @@ from PIL import Image
 from embedmask_mmdet.analysis.thresholds import DEFAULT_THRESHOLD, load_thresholds, thresholds_file
 from embedmask_mmdet.cli.launch import fail, find_checkpoint, find_config
 from embedmask_mmdet.errors import CheckpointError, InputError, name_some
-from embedmask_mmdet.inference import EmbedMaskInferencer
+from embedmask_mmdet.inference import EmbedMaskInferencer, speed_up
 from embedmask_mmdet.inference.drawing import FileDrawer
 from embedmask_mmdet.media import SkippedFiles, list_files, name_outputs
 
@@ -71,6 +71,7 @@ def load_inferencer(args: argparse.Namespace) -> EmbedMaskInferencer:
     cfg.merge_from_dict({'model.test_cfg.mask_format': 'rle', **args.cfg_options})
     inferencer = EmbedMaskInferencer(cfg, args.checkpoint, args.device, args.palette, args.min_image_size)
     inferencer.thresholds = choose_thresholds(args, inferencer.classes)
+    speed_up(inferencer.model)
     return inferencer
 
 

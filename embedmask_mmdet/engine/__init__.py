@@ -14,6 +14,7 @@ from embedmask_mmdet.engine.finite import EmbedMaskFiniteLossHook
 from embedmask_mmdet.engine.model_zoo import register_configs
 from embedmask_mmdet.engine.packages import EmbedMaskPackagesHook
 from embedmask_mmdet.engine.resume import EmbedMaskCheckpointHook
+from embedmask_mmdet.engine.speed_hook import EmbedMaskSpeedHook
 
 __all__ = [
     'EmbedMaskCheckHook',
@@ -22,6 +23,7 @@ __all__ = [
     'EmbedMaskExplainHook',
     'EmbedMaskFiniteLossHook',
     'EmbedMaskPackagesHook',
+    'EmbedMaskSpeedHook',
     'EmbedMaskVisualizationHook',
     'load_from_local',
 ]
