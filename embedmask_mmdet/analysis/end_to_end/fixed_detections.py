@@ -14,7 +14,7 @@ from embedmask_mmdet.analysis.end_to_end.stages import UNTIMED, StageClock, find
 from embedmask_mmdet.analysis.random_boxes import SHORT_SIDE, draw_box_sides
 
 CANDIDATES = 10  # class scores above the threshold per detection; NMS removes some of them
-CLASSIFIERS = ('conv_cls', 'fc_cls')
+CLASSIFIERS = {'conv_cls', 'fc_cls', 'rtm_cls'}
 
 
 def keep_all_candidates(cfg: Config) -> None:
@@ -55,7 +55,7 @@ class FixedDetections:
         ]
         self.head = find_class_head(model)
         for name, module in self.head.named_modules():
-            if name.rpartition('.')[2] in CLASSIFIERS:
+            if CLASSIFIERS & set(name.split('.')):
                 module.register_forward_hook(lambda module, args, output: self.logits.append(output))
         self.predict_by_feat = self.head.predict_by_feat
         self.head.predict_by_feat = self._predict_by_feat
@@ -90,8 +90,14 @@ class FixedDetections:
             channels = self.head.num_classes + 1
             scores = [logits.unflatten(1, (-1, channels)).softmax(2)[:, :, :-1].flatten() for logits in self.logits]
         self.logits.clear()
-        scores = torch.cat(scores)
-        return scores.topk(min(num_imgs * self.num_detections * CANDIDATES + 1, len(scores))).values[-1].item()
+        scores, needed = torch.cat(scores), num_imgs * self.num_detections * CANDIDATES
+        threshold = scores.topk(min(needed + 1, len(scores))).values[-1]
+        if (scores > threshold).sum() < min(needed, len(scores) - 1):
+            # Initial weights may give equal scores everywhere; all must pass then, and the best of them are taken.
+            threshold = torch.nextafter(threshold, threshold.new_zeros(()))
+            for test_cfg in self.test_cfgs:
+                test_cfg.update(nms_pre=self.num_detections * CANDIDATES)
+        return threshold.item()
 
 
 def resize_boxes(bboxes: Tensor, img_shape: tuple[int, int]) -> Tensor:
