@@ -101,6 +101,11 @@ class EmbedMask(SingleStageInstanceSegmentor):
                 f'proposals and pixels need the same embed_dim, got {self.bbox_head.embed_dim} in bbox_head and '
                 f'{self.mask_head.embed_dim} in mask_head'
             )
+        if self.pixel_branch and self.pixel_branch.channels != self.mask_head.in_channels:
+            raise ValueError(
+                f'mask_head.in_channels must be pixel_branch.channels, {self.pixel_branch.channels}; got '
+                f'{self.mask_head.in_channels}'
+            )
         ratio = self.bbox_head.strides[0] / self.mask_head.stride
         if ratio < 1 or not math.log2(ratio).is_integer():
             raise ValueError(
@@ -139,7 +144,7 @@ class EmbedMask(SingleStageInstanceSegmentor):
         return self.pixel_branch(stages[0], levels), *levels
 
     def _check_levels(self, num_levels: int) -> None:
-        needed = int(math.log2(self.bbox_head.strides[-1] / self.neck_stride)) + 1
+        needed = len(self.bbox_head.strides) + (0 if self.pixel_branch else self.num_mask_levels)
         if num_levels != needed:
             raise ValueError(
                 f'the neck gives {num_levels} levels, the heads need {needed}, with strides from {self.neck_stride} to '

@@ -94,6 +94,7 @@ class EmbedMaskMaskHead(BaseMaskHead):
         super().__init__(init_cfg=init_cfg)
         if stride % mask_scale:
             raise ValueError(f'mask_scale must divide stride {stride}, got {mask_scale}')
+        self.in_channels = in_channels
         self.embed_dim = embed_dim
         self.stride = stride
         self.mask_scale = mask_scale

@@ -42,6 +42,7 @@ class EmbedMaskPixelBranch(BaseModule):
         init_cfg: OptMultiConfig = dict(type='Xavier', layer='Conv2d', distribution='uniform'),  # noqa: B006
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        self.channels = channels
         self.stage_conv = ConvModule(in_channels, channels, 1, norm_cfg=norm_cfg, act_cfg=None)
         self.level_convs = nn.ModuleList(
             ConvModule(level_channels, channels, 1, norm_cfg=norm_cfg, act_cfg=None) for _ in range(num_levels)

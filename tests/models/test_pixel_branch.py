@@ -73,3 +73,10 @@ def test_missing_level_is_refused():
     cfg.neck.num_outs = 4
     with pytest.raises(ValueError, match='gives 4 levels, the heads need 5, with strides from 8 to 128'):
         tiny_detector(cfg).extract_feat(torch.rand(1, 3, 64, 96))
+
+
+def test_mask_head_of_other_channels_is_refused():
+    cfg = plus_model_cfg()
+    cfg.mask_head.in_channels = 16
+    with pytest.raises(ValueError, match='mask_head.in_channels must be pixel_branch.channels, 32; got 16'):
+        tiny_detector(cfg)
