@@ -59,16 +59,16 @@ def test_mask_loss_does_not_train_boxes(build):
     assert model.frame.scale.grad.any()
 
 
-def test_finest_level_is_for_the_mask_head_alone():
+def test_pixel_branch_is_for_the_mask_head_alone():
     model = tiny_detector(plus_model_cfg())
     data = batch([SIZE], [3])
     losses = compute_losses(model, data)
     losses['loss_mask'].backward(retain_graph=True)
-    finest = model.neck.fpn_convs[0].conv.weight
-    assert finest.grad.abs().max() > 0
-    finest.grad = None
+    weight = model.pixel_branch.stage_conv.conv.weight
+    assert weight.grad.abs().max() > 0
+    weight.grad = None
     (losses['loss_cls'] + losses['loss_bbox'] + losses['loss_centerness']).backward()
-    assert finest.grad is None
+    assert weight.grad is None
     inputs = model.data_preprocessor(copy.deepcopy(data))['inputs']
     outs = model.eval()(inputs)
     assert [len(levels) for levels in outs[:5]] == [5] * 5
