@@ -32,8 +32,6 @@ CONFIGS = [
     'embedmask_swin-t_ms-crop-3x_coco',
     'embedmask_own-data',
     'embedmask_r18_nuclei',
-    'comparison/embedmask_r18-64_nuclei',
-    'comparison/embedmask_r18-64_shapes',
 ]
 PARTS = ('none', 'all', 'noise', 'run', 'pixel')
 
