@@ -29,7 +29,7 @@ test: ## run the tests but for the slow ones (PYTEST_ARGS="-k name" to choose)
 test-slow: ## run the slow tests
 	@$(ENVIRONMENT); $(TEST_TOOLS); $$python -m pytest -m slow $(PYTEST_ARGS)
 
-gpu-check: ## run on a GPU what needs one, and write docs/benchmarks-gpu.md (about 4 minutes)
+gpu-check: ## run on a GPU what needs one, and write docs/benchmarks-gpu.md
 	@$(ENVIRONMENT); $(TEST_TOOLS); $$python tools/misc/gpu_check.py
 
 docs: ## build the documentation as a site in build/site

@@ -40,7 +40,7 @@ MASK_MEMORY = 4  # GB, as benchmark_masks.py has it
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and where. With the defaults all parts together take less than 4 minutes on an H100.
+    """What is measured, and where.
 
     Args:
         device: A CUDA device; the tests of this module use the CPU.
