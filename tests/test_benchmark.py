@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from embedmask_mmdet.analysis.end_to_end import contestants, stages
+from embedmask_mmdet.analysis.end_to_end.fixed_detections import FixedDetections
 from embedmask_mmdet.analysis.end_to_end.options import Options
 from embedmask_mmdet.models import EmbedMaskBBoxHead
 from tests.builders import CLASSES, ROOT, tiny_cfg, tiny_detector, write_tiny_coco
@@ -240,3 +241,21 @@ def test_what_a_user_can_fix_ends_with_one_line(run, arguments, message):
     result = run(*arguments)
     (error,) = re.findall('^benchmark.py: error: .*', result.stderr, re.MULTILINE)
     assert message in error and 'Traceback' not in result.stderr
+
+
+def find_threshold(logits):
+    fixed = object.__new__(FixedDetections)
+    fixed.head = SimpleNamespace(loss_cls=SimpleNamespace(use_sigmoid=True))
+    fixed.logits, fixed.num_detections, fixed.test_cfgs = [logits], 5, [{}]
+    return fixed._find_threshold(1), fixed.test_cfgs[0]
+
+
+def test_ten_scores_for_each_detection_pass_the_threshold():
+    logits = torch.randn(1, 2, 30, 30, generator=torch.Generator().manual_seed(0))
+    threshold, test_cfg = find_threshold(logits)
+    assert (logits.sigmoid() > threshold).sum() == 50 and not test_cfg
+
+
+def test_equal_scores_pass_the_threshold_and_the_best_are_taken():
+    threshold, test_cfg = find_threshold(torch.zeros(1, 2, 30, 30))
+    assert threshold < 0.5 and test_cfg == dict(nms_pre=50)

@@ -273,3 +273,9 @@ def test_classes_are_found_under_all_names():
 )
 def test_place_of_the_levels(channels, own, shift):
     assert find_shift(channels, own) == shift
+
+
+def test_checkpoint_says_where_the_neck_begins(target):
+    model_cfg, shift = target
+    for weights in (MODELS.build(model_cfg).state_dict(), dict(state_dict=MODELS.build(model_cfg).state_dict())):
+        assert read_design(weights).neck_stride == (4 if shift else 8)
