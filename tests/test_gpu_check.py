@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
-from embedmask_mmdet.analysis import gpu_check, training_cost
+from embedmask_mmdet.analysis import gpu_check, machine, training_cost
 from embedmask_mmdet.analysis.gpu_check import Part, Plan, check_gpu
 from embedmask_mmdet.analysis.mask_stage.methods import OURS
 from embedmask_mmdet.analysis.mask_stage.timing import warm_up
@@ -144,6 +144,15 @@ def test_drawn_batch_has_as_many_instances_as_asked_for():
     for sample in batch['data_samples']:
         sides = sample.gt_instances.bboxes[:, 2:] - sample.gt_instances.bboxes[:, :2]
         assert len(sides) == 20 and sides.min() > 0
+
+
+def test_memory_that_shrinks_is_no_growth(monkeypatch):
+    amounts = dict(VmRSS=5000, VmHWM=4000)
+    monkeypatch.setattr(machine, 'read_memory', amounts.get)
+    before = machine.reset_peak('cpu')
+    assert machine.read_growth('cpu', before) == 0
+    amounts['VmHWM'] = 7000
+    assert machine.read_growth('cpu', before) == 2000
 
 
 def test_method_without_its_operator_is_left_out_of_the_mask_stage():

@@ -15,17 +15,12 @@ def read_memory(field: str) -> int:
     """Read the memory of this process.
 
     Args:
-        field: ``'VmRSS'`` for the present amount, ``'VmHWM'`` for the highest since :func:`reset_peak_memory`.
+        field: ``'VmRSS'`` for the present amount, ``'VmHWM'`` for the highest since :func:`reset_peak`.
 
     Returns:
         Bytes.
     """
     return 1024 * int(re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1])
-
-
-def reset_peak_memory() -> None:
-    """Set the highest amount of memory of this process, ``'VmHWM'``, to the present amount."""
-    Path('/proc/self/clear_refs').write_text('5')
 
 
 def reset_peak(device: str) -> int:
@@ -38,16 +33,23 @@ def reset_peak(device: str) -> int:
         The present amount in bytes.
     """
     if device == 'cpu':
-        reset_peak_memory()
+        Path('/proc/self/clear_refs').write_text('5')
         return read_memory('VmRSS')
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()
 
 
-def read_peak(device: str) -> int:
-    """Return the highest amount of memory since :func:`reset_peak`, in bytes."""
-    return read_memory('VmHWM') if device == 'cpu' else torch.cuda.max_memory_allocated()
+def read_growth(device: str, before: int) -> int:
+    """Return by how many bytes memory grew at most.
+
+    Args:
+        device: As in :func:`reset_peak`.
+        before: What that returned.
+    """
+    peak = read_memory('VmHWM') if device == 'cpu' else torch.cuda.max_memory_allocated()
+    # Linux counts pages per processor and adds them up late, so a peak can be a little below the amount before it.
+    return max(0, peak - before)
 
 
 def describe_machine(device: str) -> str:

@@ -21,7 +21,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from embedmask_mmdet.analysis import plain_loss
-from embedmask_mmdet.analysis.machine import read_peak, reset_peak
+from embedmask_mmdet.analysis.machine import read_growth, reset_peak
 from embedmask_mmdet.models import EmbedMaskLocationFrame, EmbedMaskMaskHead
 from embedmask_mmdet.models.losses.lovasz_hinge import has_error
 
@@ -208,9 +208,9 @@ def measure_loss(name: str, case: Case, threads: int, repeats: int) -> Cost:
         batch.clear_gradients()
     before = reset_peak(case.device)
     _, value = run_loss(loss, batch)
-    peak = read_peak(case.device)
+    growth = read_growth(case.device, before)
     seconds = min(run_loss(loss, batch)[0] for _ in range(repeats))
-    return Cost(seconds, (peak - before) / 2**20, value)
+    return Cost(seconds, growth / 2**20, value)
 
 
 def _put_cost(queue: multiprocessing.Queue, *args) -> None:

@@ -24,7 +24,7 @@ from embedmask_mmdet.analysis.comparison.timing import silence_logger, time_step
 from embedmask_mmdet.analysis.configs import load_installed_config
 from embedmask_mmdet.analysis.end_to_end.contestants import build_model, make_rival_config
 from embedmask_mmdet.analysis.end_to_end.options import RIVALS
-from embedmask_mmdet.analysis.machine import read_peak, reset_peak
+from embedmask_mmdet.analysis.machine import read_growth, reset_peak
 from embedmask_mmdet.analysis.mask_loss import draw_masks
 from embedmask_mmdet.analysis.operators import explain_failure
 from embedmask_mmdet.locations import CONFIGS
@@ -120,7 +120,7 @@ def measure_steps(model: BaseModel, cfg: Config, precision: str, case: Case, dev
     for _ in range(case.warmup):
         time_step(model, optim_wrapper, batch)
     seconds = [time_step(model, optim_wrapper, batch) for _ in range(case.steps)]
-    return Cost(1e3 * statistics.median(seconds), (read_peak(device) - before) / 2**20)
+    return Cost(1e3 * statistics.median(seconds), read_growth(device, before) / 2**20)
 
 
 def measure_table(case: Case, precisions: Sequence[str], device: str) -> Iterator[str]:

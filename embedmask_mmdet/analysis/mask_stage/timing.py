@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from embedmask_mmdet.analysis.machine import read_memory, read_peak, reset_peak, reset_peak_memory
+from embedmask_mmdet.analysis.machine import read_growth, reset_peak
 from embedmask_mmdet.analysis.mask_stage.methods import OURS, Method
 from embedmask_mmdet.analysis.operators import explain_failure
 
@@ -74,17 +74,16 @@ def measure_extra_bytes_on_gpu(method: Method) -> int:
     before = reset_peak('cuda')
     result = method()
     on_device = count_result_bytes(result) if isinstance(result, Tensor) else 0
-    return read_peak('cuda') - before - on_device
+    return max(0, read_growth('cuda', before) - on_device)
 
 
 def measure_extra_bytes(method: Method) -> int:
     """Measure the most memory that a method takes beyond its result."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator keeps would hide what the method takes
-    reset_peak_memory()
-    before = read_memory('VmRSS')
+    before = reset_peak('cpu')
     result = method()
-    return max(0, read_memory('VmHWM') - before - count_result_bytes(result))
+    return max(0, read_growth('cpu', before) - count_result_bytes(result))
 
 
 def measure_methods(methods: dict[str, Method], device: str, rounds: int) -> dict[str, Cost]:
