@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -194,6 +195,33 @@ def test_shipped_model_finds_bright_disks():
     masks = found.masks[found.scores > 0.3].numpy()
     assert len(masks) == len(centers)
     assert all(masks[:, y, x].sum() == 1 for x, y in centers)
+
+
+@pytest.mark.parametrize('precision', ['half', 'bfloat16'])
+@pytest.mark.parametrize('how', ['weights', 'autocast'])
+def test_half_precision_finds_the_same(precision, how):
+    image = draw_disks()[0][:128]
+    inferencer = DetInferencer('embedmask-plus_r18_nuclei', device='cpu')
+
+    def detect(context=None):
+        with context or nullcontext():
+            found = inferencer(image, return_datasamples=True)['predictions'][0].pred_instances
+        return found[found.scores > 0.3]
+
+    expected = detect()
+    if how == 'weights':
+        getattr(inferencer.model, precision)()
+        found = detect()
+    else:
+        found = detect(torch.autocast('cpu', getattr(torch, precision)))
+    overlaps = (expected.masks[:, None] & found.masks).sum(dim=(2, 3)) / (expected.masks[:, None] | found.masks).sum(
+        dim=(2, 3)
+    )
+    ious, matches = overlaps.max(dim=1)
+    assert len(found) == len(expected) and len(set(matches.tolist())) == len(expected)
+    assert ious.min() > 0.95
+    assert (expected.scores - found.scores[matches]).abs().max() < 0.01
+    assert (expected.bboxes - found.bboxes[matches]).abs().max() < 1
 
 
 def test_published_checkpoint_has_the_weights_as_float16(tmp_path):

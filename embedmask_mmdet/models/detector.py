@@ -135,7 +135,8 @@ class EmbedMask(SingleStageInstanceSegmentor):
         Raises:
             ValueError: If the levels are not those that the heads need.
         """
-        stages = self.backbone(batch_inputs)
+        # After model.half() or model.bfloat16(), images are still float32.
+        stages = self.backbone(batch_inputs.to(next(self.backbone.parameters()).dtype))
         levels = self.neck(stages)
         self._check_levels(len(levels))
         if not self.pixel_branch:
