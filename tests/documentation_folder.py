@@ -44,7 +44,7 @@ def shrink_scales(value: object) -> None:
 def shrink(cfg: Config) -> Config:
     """Keep a config's data, classes and settings, but with the tiny model, and one epoch or two iterations."""
     num_classes, test_cfg = cfg.model.bbox_head.num_classes, cfg.model.test_cfg
-    cfg.model = tiny_model_cfg(PLUS_CONFIG if cfg.model.frame.type == 'EmbedMaskBoxFrame' else COCO_CONFIG)
+    cfg.model = tiny_model_cfg(COCO_CONFIG if cfg.model.frame.type == 'EmbedMaskLocationFrame' else PLUS_CONFIG)
     cfg.model.bbox_head.num_classes = num_classes
     cfg.model.test_cfg = test_cfg
     for name in list(cfg):

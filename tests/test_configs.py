@@ -81,7 +81,7 @@ def test_both_sizes_of_own_data_train(tmp_path, size, finest_stride):
     model_cfg = change_own_data(tmp_path, size=size, finest_stride=finest_stride).model
     model_cfg.backbone.init_cfg = None
     model = tiny_detector(model_cfg)
-    assert type(model.frame).__name__ == 'EmbedMaskBoxFrame'
+    assert type(model.frame).__name__ == 'EmbedMaskScaledBoxFrame'
     assert (model.backbone.depth, model.bbox_head.feat_channels) == ((18, 64) if size == 'small' else (50, 256))
     assert model.backbone.frozen_stages == (-1 if size == 'small' else 1)
     assert model.bbox_head.strides[0] == finest_stride and model.mask_head.stride == 4

@@ -23,7 +23,7 @@ from embedmask_mmdet.cli import explain as command
 from embedmask_mmdet.errors import InputError
 from embedmask_mmdet.explain import explain_image, explanation, keep_embeddings, panels, values
 from embedmask_mmdet.explain.values import NUM_SPATIAL
-from embedmask_mmdet.models import EmbedMaskBoxFrame, EmbedMaskLocationFrame
+from embedmask_mmdet.models import EmbedMaskBoxFrame, EmbedMaskLocationFrame, EmbedMaskScaledBoxFrame
 from tests.builders import (
     CLASSES,
     COCO_CONFIG,
@@ -101,7 +101,10 @@ def test_border_of_the_ellipse_has_the_threshold(model, explained):
         assert (spatial_prob(model.frame, detection, around(ellipse, 1.1)) < thr - 0.02).all()
 
 
-@pytest.mark.parametrize('frame, radii', [(EmbedMaskLocationFrame, (32, 32)), (EmbedMaskBoxFrame, (20, 12))])
+@pytest.mark.parametrize(
+    'frame, radii',
+    [(EmbedMaskLocationFrame, (32, 32)), (EmbedMaskBoxFrame, (20, 12)), (EmbedMaskScaledBoxFrame, (20, 12))],
+)
 def test_ellipse_of_the_first_margin(frame, radii):
     """It has a probability of 0.5 at 2 units of embedding from the location, or else on the sides of the box."""
     frame = frame(coord_scale=16)

@@ -1,7 +1,7 @@
 # EmbedMask plus: what differs from the paper's design, for any backbone and data. docs/accuracy.md compares both.
 plus = dict(
-    # Masks start as the ellipse in their box.
-    frame=dict(type='EmbedMaskBoxFrame'),
+    # Masks start as the ellipse in their box, and move in units of it.
+    frame=dict(type='EmbedMaskScaledBoxFrame'),
     bbox_head=dict(
         # Classes and boxes learn from FCOS's own locations, and masks from the four best of them.
         sampling=dict(type='EmbedMaskBoxSampling', num_mask_locations=4),

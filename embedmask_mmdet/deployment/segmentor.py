@@ -11,9 +11,9 @@ from embedmask_mmdet.deployment.outputs import GridMasks, ImageMasks
 from embedmask_mmdet.deployment.refinements import make_refinement
 from embedmask_mmdet.deployment.suppression import sort_by_score
 from embedmask_mmdet.errors import InputError
-from embedmask_mmdet.models import EmbedMask, EmbedMaskBoxFrame, EmbedMaskLocationFrame
+from embedmask_mmdet.models import EmbedMask, EmbedMaskBoxFrame, EmbedMaskLocationFrame, EmbedMaskScaledBoxFrame
 
-FRAMES = (EmbedMaskBoxFrame, EmbedMaskLocationFrame)
+FRAMES = (EmbedMaskBoxFrame, EmbedMaskLocationFrame, EmbedMaskScaledBoxFrame)
 
 
 class ExportableSegmentor(nn.Module):

@@ -2,7 +2,7 @@
 
 from embedmask_mmdet.models.bbox_head import EmbedMaskBBoxHead
 from embedmask_mmdet.models.detector import EmbedMask
-from embedmask_mmdet.models.frames import EmbedMaskBoxFrame, EmbedMaskLocationFrame
+from embedmask_mmdet.models.frames import EmbedMaskBoxFrame, EmbedMaskLocationFrame, EmbedMaskScaledBoxFrame
 from embedmask_mmdet.models.losses import DiceCrossEntropyLoss, LogProbLoss, LovaszHingeLoss
 from embedmask_mmdet.models.mask_head import EmbedMaskMaskHead
 from embedmask_mmdet.models.pixel_branch import EmbedMaskPixelBranch
@@ -23,6 +23,7 @@ __all__ = [
     'EmbedMaskMaskHead',
     'EmbedMaskNMS',
     'EmbedMaskPixelBranch',
+    'EmbedMaskScaledBoxFrame',
     'EmbedMaskTTAModel',
     'LogProbLoss',
     'LovaszHingeLoss',

@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
-from embedmask_mmdet.models import EmbedMaskBoxFrame, EmbedMaskLocationFrame
+from embedmask_mmdet.models import EmbedMaskBoxFrame, EmbedMaskLocationFrame, EmbedMaskScaledBoxFrame
 from embedmask_mmdet.ops import embedding_log_prob
 from tests.reference import INPUT_SIZE, Heads, features, ground_truth
 
 SIDE = st.floats(8, 2000)
 MIN_SIDE = 8
+BOX_FRAMES = (EmbedMaskBoxFrame, EmbedMaskScaledBoxFrame)
 
 
 def initial_prob(frame, bbox, location, points):
@@ -27,14 +28,17 @@ def initial_prob(frame, bbox, location, points):
     return log_prob[0, 0].exp().detach()
 
 
+@pytest.mark.parametrize('frame_type', BOX_FRAMES)
 @given(SIDE, SIDE, st.floats(0.2, 0.8), st.sampled_from([16.0, 100.0]), st.sampled_from([1.0, 2.0]))
 @settings(max_examples=40, deadline=None)
-def test_initial_mask_is_the_ellipse_in_the_box_whatever_its_size(width, height, off_center, coord_scale, prior_margin):
+def test_initial_mask_is_the_ellipse_in_the_box_whatever_its_size(
+    frame_type, width, height, off_center, coord_scale, prior_margin
+):
     bbox = torch.tensor([0, 0, width, height]) + torch.tensor([300.0, 200.0]).repeat(2)
     u, v = torch.meshgrid(*[torch.linspace(-0.5, 0.5, 5)] * 2, indexing='xy')
     points = (bbox[:2] + bbox[2:]) / 2 + torch.stack([u, v], 2).view(-1, 2) * (bbox[2:] - bbox[:2])
     location = bbox[:2] + off_center * (bbox[2:] - bbox[:2])
-    prob = initial_prob(EmbedMaskBoxFrame(coord_scale, prior_margin), bbox, location, points)
+    prob = initial_prob(frame_type(coord_scale, prior_margin), bbox, location, points)
     torch.testing.assert_close(prob, 0.5 ** (4 * (u**2 + v**2)).flatten(), rtol=1e-3, atol=1e-3)
 
 
@@ -43,6 +47,26 @@ def test_initial_mask_of_the_paper_is_a_disc_around_the_location():
     points = location + torch.tensor([[0.0, 0.0], [200.0, 0.0], [0.0, -200.0]])
     prob = initial_prob(EmbedMaskLocationFrame(), bbox, location, points)
     torch.testing.assert_close(prob, torch.tensor([1.0, 0.5, 0.5]))
+
+
+@given(SIDE, SIDE, st.floats(-0.5, 0.5), st.floats(0.5, 2))
+@settings(max_examples=40, deadline=None)
+def test_scaled_offset_moves_the_mask_by_the_same_part_of_every_box(width, height, offset, scale):
+    frame = EmbedMaskScaledBoxFrame(coord_scale=16)
+    with torch.no_grad():
+        frame.scale.fill_(scale)
+    location = torch.tensor([300.0, 200.0])
+    sides = torch.tensor([width, height])
+    proposals = InstanceData(
+        points=location[None],
+        bboxes=torch.cat([location - 0.25 * sides, location + 0.75 * sides])[None],
+        # Two units are half a box in this frame.
+        proposal_embed=(frame.embed_points(location) + scale * 4 * offset)[None].detach(),
+        proposal_margin=torch.ones(1, 2),
+    )
+    placed = frame.place(proposals, MIN_SIDE)
+    center = frame.locate_points(placed.proposal_embed)[0].detach()
+    torch.testing.assert_close(center, location + (0.25 + offset) * sides, rtol=1e-4, atol=1e-2)
 
 
 def test_boxes_smaller_than_a_cell_count_as_a_cell():
@@ -88,12 +112,25 @@ def test_boxes_are_blended_with_the_truth_as_much_as_they_miss_it():
     torch.testing.assert_close(placed.proposal_margin[:, :2], (400 / (bboxes[:, 2:] - bboxes[:, :2])).square())
 
 
+def test_scaled_frame_trusts_boxes_sooner():
+    proposals = InstanceData(
+        points=torch.tensor([[20.0, 20.0]] * 3),
+        bboxes=torch.tensor([[0.0, 0.0, 40.0, 40.0]] * 3),
+        gt_bboxes=torch.tensor([[20.0, 40.0, 60.0, 120.0]] * 3),
+        ious=torch.tensor([0.0, 0.5, 1.0]),
+        proposal_embed=torch.zeros(3, 16),
+        proposal_margin=torch.ones(3, 16),
+    )
+    placed = EmbedMaskScaledBoxFrame().place_positives(proposals, MIN_SIDE)
+    assert placed.bboxes.tolist() == [[20, 40, 60, 120], [5, 10, 45, 60], [0, 0, 40, 40]]
+
+
 def test_positives_of_the_paper_stay_where_they_are():
     proposals = InstanceData(proposal_embed=torch.zeros(3, 16), proposal_margin=torch.ones(3, 16))
     assert EmbedMaskLocationFrame().place_positives(proposals, MIN_SIDE) is proposals
 
 
-@pytest.mark.parametrize('frame_type', [EmbedMaskLocationFrame, EmbedMaskBoxFrame])
+@pytest.mark.parametrize('frame_type', [EmbedMaskLocationFrame, *BOX_FRAMES])
 def test_training_and_inference_place_proposals_alike(frame_type):
     heads, frame = Heads(), frame_type()
     head = heads.bbox_head.train()

@@ -9,10 +9,10 @@ from mmengine.config import Config
 from embedmask_mmdet.models import (
     DiceCrossEntropyLoss,
     EmbedMaskBoxesFromMasks,
-    EmbedMaskBoxFrame,
     EmbedMaskBoxSampling,
     EmbedMaskCertainty,
     EmbedMaskNMS,
+    EmbedMaskScaledBoxFrame,
 )
 from tests.builders import (
     PLUS_CONFIG,
@@ -31,7 +31,7 @@ SIZE = (96, 128)
 def test_parts_are_those_of_the_config():
     model = tiny_detector(plus_model_cfg())
     plus = Config.fromfile(ROOT / 'configs' / '_base_' / 'embedmask-plus.py').plus
-    assert type(model.frame) is EmbedMaskBoxFrame
+    assert type(model.frame) is EmbedMaskScaledBoxFrame
     assert type(model.bbox_head.sampling) is EmbedMaskBoxSampling
     assert model.bbox_head.sampling.num_mask_locations == plus.bbox_head.sampling.num_mask_locations
     assert model.bbox_head.margin_reduce_factor == plus.bbox_head.margin_reduce_factor

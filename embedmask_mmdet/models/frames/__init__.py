@@ -2,5 +2,6 @@
 
 from embedmask_mmdet.models.frames.box_frame import EmbedMaskBoxFrame
 from embedmask_mmdet.models.frames.location_frame import EmbedMaskLocationFrame
+from embedmask_mmdet.models.frames.scaled_box_frame import EmbedMaskScaledBoxFrame
 
-__all__ = ['EmbedMaskBoxFrame', 'EmbedMaskLocationFrame']
+__all__ = ['EmbedMaskBoxFrame', 'EmbedMaskLocationFrame', 'EmbedMaskScaledBoxFrame']

@@ -1,10 +1,11 @@
-"""The frame of reference of EmbedMask plus: spatial embeddings and margins are relative to predicted boxes."""
+"""A frame of reference in which spatial embeddings and margins are relative to predicted boxes."""
 
 from __future__ import annotations
 
 import torch
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
+from torch import Tensor
 from torch.nn import functional
 
 from embedmask_mmdet.models.frames.location_frame import NUM_SPATIAL, EmbedMaskLocationFrame
@@ -28,14 +29,29 @@ class EmbedMaskBoxFrame(EmbedMaskLocationFrame):
         Returns:
             The same proposals with new ``proposal_embed`` and ``proposal_margin``.
         """
-        bboxes = proposals.bboxes
         padding = (0, proposals.proposal_embed.shape[1] - NUM_SPATIAL)
-        shift = self.embed_points((bboxes[:, :2] + bboxes[:, 2:]) / 2 - proposals.points)
-        sides = (bboxes[:, 2:] - bboxes[:, :2]).clamp(min=min_side)
+        sides = (proposals.bboxes[:, 2:] - proposals.bboxes[:, :2]).clamp(min=min_side)
         units = 2 * self.prior_margin * self.coord_scale / sides
-        proposals.proposal_embed = proposals.proposal_embed + functional.pad(shift, padding)
+        proposals.proposal_embed = proposals.proposal_embed + functional.pad(self.shift(proposals, units), padding)
         proposals.proposal_margin = proposals.proposal_margin * functional.pad(units.square(), padding, value=1)
         return proposals
+
+    def shift(self, proposals: InstanceData, units: Tensor) -> Tensor:
+        """Compute how far embeddings move: from their location to the center of their box.
+
+        Args:
+            proposals: ``points`` ``(N, 2)`` and ``bboxes`` ``(N, 4)`` in input pixels; ``proposal_embed`` ``(N, D)``.
+            units: ``(N, 2)``, sides of the box that the initial margin fits, divided by the sides of each box.
+
+        Returns:
+            ``(N, 2)`` in units of embedding.
+        """
+        bboxes = proposals.bboxes
+        return self.embed_points((bboxes[:, :2] + bboxes[:, 2:]) / 2 - proposals.points)
+
+    def trust(self, ious: Tensor) -> Tensor:
+        """Weigh predicted boxes against the ground truth by their IoU ``(N,)``, to weights ``(N,)``."""
+        return ious
 
     def place_positives(self, positives: InstanceData, min_side: float) -> InstanceData:
         """Blend each predicted box with its ground truth, weighted by IoU, and place embeddings relative to that.
@@ -49,5 +65,5 @@ class EmbedMaskBoxFrame(EmbedMaskLocationFrame):
         Returns:
             The same positives, ``bboxes`` blended.
         """
-        positives.bboxes = torch.lerp(positives.gt_bboxes, positives.bboxes, positives.ious[:, None])
+        positives.bboxes = torch.lerp(positives.gt_bboxes, positives.bboxes, self.trust(positives.ious)[:, None])
         return self.place(positives, min_side)
