@@ -94,35 +94,28 @@ def test_scale_of_the_frame_moves_locations_and_shifts_alike():
     torch.testing.assert_close(placed.proposal_margin, torch.tensor([[1.0, 0.25, 1.0]]))
 
 
-def test_boxes_are_blended_with_the_truth_as_much_as_they_miss_it():
+@pytest.mark.parametrize(
+    'frame_type, iou, blended',
+    [(EmbedMaskBoxFrame, 0.25, [15, 30, 55, 100]), (EmbedMaskScaledBoxFrame, 0.5, [5, 10, 45, 60])],
+)
+def test_boxes_are_blended_with_the_truth_as_much_as_they_miss_it(frame_type, iou, blended):
     proposals = InstanceData(
         points=torch.tensor([[20.0, 20.0]] * 3),
         bboxes=torch.tensor([[0.0, 0.0, 40.0, 40.0]] * 3),
         gt_bboxes=torch.tensor([[20.0, 40.0, 60.0, 120.0]] * 3),
-        ious=torch.tensor([0.0, 0.25, 1.0]),
+        ious=torch.tensor([0.0, iou, 1.0]),
         proposal_embed=torch.zeros(3, 16),
         proposal_margin=torch.ones(3, 16),
     )
-    placed = EmbedMaskBoxFrame().place_positives(proposals, MIN_SIDE)
-    expected = [[20, 40, 60, 120], [15, 30, 55, 100], [0, 0, 40, 40]]
+    # Proposals add nothing to their location, so the frames differ in how they blend alone.
+    proposals.proposal_embed[:, :2] = 20 / 100
+    placed = frame_type().place_positives(proposals, MIN_SIDE)
+    expected = [[20, 40, 60, 120], blended, [0, 0, 40, 40]]
     assert placed.bboxes.tolist() == expected
     bboxes = torch.tensor(expected, dtype=torch.float32)
     center = (bboxes[:, :2] + bboxes[:, 2:]) / 2
-    torch.testing.assert_close(placed.proposal_embed[:, :2], (center - 20) / 100)
+    torch.testing.assert_close(placed.proposal_embed[:, :2], center / 100)
     torch.testing.assert_close(placed.proposal_margin[:, :2], (400 / (bboxes[:, 2:] - bboxes[:, :2])).square())
-
-
-def test_scaled_frame_trusts_boxes_sooner():
-    proposals = InstanceData(
-        points=torch.tensor([[20.0, 20.0]] * 3),
-        bboxes=torch.tensor([[0.0, 0.0, 40.0, 40.0]] * 3),
-        gt_bboxes=torch.tensor([[20.0, 40.0, 60.0, 120.0]] * 3),
-        ious=torch.tensor([0.0, 0.5, 1.0]),
-        proposal_embed=torch.zeros(3, 16),
-        proposal_margin=torch.ones(3, 16),
-    )
-    placed = EmbedMaskScaledBoxFrame().place_positives(proposals, MIN_SIDE)
-    assert placed.bboxes.tolist() == [[20, 40, 60, 120], [5, 10, 45, 60], [0, 0, 40, 40]]
 
 
 def test_positives_of_the_paper_stay_where_they_are():

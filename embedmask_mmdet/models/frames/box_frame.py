@@ -50,7 +50,7 @@ class EmbedMaskBoxFrame(EmbedMaskLocationFrame):
         return self.embed_points((bboxes[:, :2] + bboxes[:, 2:]) / 2 - proposals.points)
 
     def trust(self, ious: Tensor) -> Tensor:
-        """Weigh predicted boxes against the ground truth by their IoU ``(N,)``, to weights ``(N,)``."""
+        """Return the weights ``(N,)`` of predicted boxes in the blend with the truth, from their IoUs ``(N,)``."""
         return ious
 
     def place_positives(self, positives: InstanceData, min_side: float) -> InstanceData:

@@ -32,5 +32,5 @@ class EmbedMaskScaledBoxFrame(EmbedMaskBoxFrame):
         return super().shift(proposals, units) + offsets * (1 / units - 1)
 
     def trust(self, ious: Tensor) -> Tensor:
-        """Trust boxes sooner than :class:`EmbedMaskBoxFrame`, so that offsets learn to correct their errors."""
+        """Return larger weights than :class:`EmbedMaskBoxFrame`, so that offsets learn to correct wrong boxes."""
         return 1 - (1 - ious).square()
