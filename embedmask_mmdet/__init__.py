@@ -9,7 +9,7 @@ from types import ModuleType
 from embedmask_mmdet.registration import register_when_used
 
 __all__ = ['engine', 'models']
-__version__ = '0.4.0'
+__version__ = '0.5.0'
 
 
 def __getattr__(name: str) -> ModuleType:

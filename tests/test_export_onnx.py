@@ -268,6 +268,10 @@ def unknown_frame(model, pipeline):
     model.frame.__class__ = type('MyFrame', (EmbedMaskBoxFrame,), {})
 
 
+def unknown_vote(model, pipeline):
+    model.bbox_head.vote = json
+
+
 def unknown_step(model, pipeline):
     pipeline.append(dict(type='Pad', size_divisor=64))
 
@@ -282,6 +286,7 @@ def unknown_model(model, pipeline):
         (linear_soft_nms, 'EmbedMaskNMS has .*linear.*, which cannot be exported'),
         (unknown_refinement, 'the refinement module cannot be exported. Remove it from test_cfg.refine'),
         (unknown_frame, 'the frame MyFrame cannot be exported'),
+        (unknown_vote, 'the vote module in model.test_cfg cannot be exported. Use EmbedMaskClassVotes'),
         (unknown_step, "the test pipeline has .*'Pad'.*, which cannot be exported"),
         (unknown_model, 'MyEmbedMask cannot be exported'),
     ],

@@ -409,6 +409,7 @@ def test_every_option_is_in_the_settings():
     text = (ROOT / 'docs/settings.md').read_text()
     parts = [models.EmbedMaskBoxFrame, models.EmbedMaskBoxSampling, models.LovaszHingeLoss, models.EmbedMaskNMS]
     parts += [models.EmbedMaskBoxesFromMasks, models.EmbedMaskMaskHead, models.EmbedMaskBBoxHead]
+    parts += [models.EmbedMaskClassVotes]
     usual = {'self', 'args', 'kwargs', 'init_cfg', 'train_cfg', 'test_cfg', 'norm_cfg', 'reduction', 'in_channels'}
     # Set by the frame; as in FCOS; a part, whose type is in the table.
     usual |= {'initial_margin', 'conv_bias', 'num_classes', 'loss_mask', 'loss_bbox', 'sampling'}

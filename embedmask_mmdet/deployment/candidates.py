@@ -10,7 +10,7 @@ from torch.onnx.operators import shape_as_tensor
 
 from embedmask_mmdet.deployment.suppression import BatchedNMS
 from embedmask_mmdet.errors import InputError
-from embedmask_mmdet.models import EmbedMaskBBoxHead
+from embedmask_mmdet.models import EmbedMaskBBoxHead, EmbedMaskClassVotes
 from embedmask_mmdet.models.proposals import ProposalMaps
 
 
@@ -29,7 +29,7 @@ class Candidates(nn.Module):
         bbox_head: Of the detector.
 
     Raises:
-        InputError: If its box coder or its NMS cannot be exported.
+        InputError: If its box coder, its NMS or its vote cannot be exported.
     """
 
     def __init__(self, bbox_head: EmbedMaskBBoxHead) -> None:
@@ -38,6 +38,9 @@ class Candidates(nn.Module):
             raise InputError(
                 f'the box coder {type(bbox_head.bbox_coder).__name__} cannot be exported. Use DistancePointBBoxCoder.'
             )
+        if bbox_head.vote and type(bbox_head.vote) is not EmbedMaskClassVotes:
+            vote = type(bbox_head.vote).__name__
+            raise InputError(f'the vote {vote} in model.test_cfg cannot be exported. Use EmbedMaskClassVotes.')
         self.bbox_head = bbox_head
         cfg = bbox_head.test_cfg
         # An ONNX graph holds the logit, as a float32.
@@ -62,11 +65,13 @@ class Candidates(nn.Module):
             self._pick_level([level_map[0].flatten(1) for level_map in maps], points, img_shape)
             for maps, points in zip(zip(*proposals), mlvl_points)
         ]
-        results = InstanceData.cat(levels)
+        candidates = InstanceData.cat(levels)
+        results = candidates
         if self.min_bbox_size >= 0:
             sides = results.bboxes[:, 2:] - results.bboxes[:, :2]
             results = results[(sides > self.min_bbox_size).all(1).nonzero()[:, 0]]
-        return self.nms(results)[: self.max_per_img]
+        results = self.nms(results)[: self.max_per_img]
+        return self.bbox_head.vote(results, candidates) if self.bbox_head.vote else results
 
     def _pick_level(self, maps: list[Tensor], points: Tensor, img_shape: Tensor) -> InstanceData:
         cls_score, bbox_pred, centerness, embed, margin = maps

@@ -1,6 +1,7 @@
 """The model: detector, heads, and the parts that they are composed of, all registered in MMDetection."""
 
 from embedmask_mmdet.models.bbox_head import EmbedMaskBBoxHead
+from embedmask_mmdet.models.class_votes import EmbedMaskClassVotes
 from embedmask_mmdet.models.detector import EmbedMask
 from embedmask_mmdet.models.frames import EmbedMaskBoxFrame, EmbedMaskLocationFrame, EmbedMaskScaledBoxFrame
 from embedmask_mmdet.models.losses import DiceCrossEntropyLoss, LogProbLoss, LovaszHingeLoss
@@ -18,6 +19,7 @@ __all__ = [
     'EmbedMaskBoxSampling',
     'EmbedMaskBoxesFromMasks',
     'EmbedMaskCertainty',
+    'EmbedMaskClassVotes',
     'EmbedMaskInMaskSampling',
     'EmbedMaskLocationFrame',
     'EmbedMaskMaskHead',

@@ -58,7 +58,8 @@ class EmbedMaskBBoxHead(FCOSHead):
         sampling: Config of the rule that says which locations learn from an instance.
         strides: Input pixels per cell, by level.
         init_cfg: Initialization; by default that of the authors' code.
-        kwargs: Other arguments of ``FCOSHead``, such as ``dcn_on_last_conv``; defaults are ``AUTHORS_FCOS``.
+        kwargs: Other arguments of ``FCOSHead``, such as ``dcn_on_last_conv``; defaults are ``AUTHORS_FCOS``. In
+            ``test_cfg``, ``vote`` is the config of what rates detections by the candidates that NMS removes.
 
     Raises:
         ValueError: If ``embed_dim``, ``initial_margin`` or ``initial_distance`` is out of range.
@@ -91,6 +92,8 @@ class EmbedMaskBBoxHead(FCOSHead):
             **{**AUTHORS_FCOS, **kwargs},
         )
         self.sampling = TASK_UTILS.build(sampling)
+        vote = (self.test_cfg or {}).get('vote')
+        self.vote = TASK_UTILS.build(vote) if vote else None
 
     @staticmethod
     def _default_init_cfg(initial_margin: float, initial_distance: float) -> dict:
@@ -265,8 +268,9 @@ class EmbedMaskBBoxHead(FCOSHead):
                 self._candidates_single([level_map[img].detach() for level_map in maps], points, img_meta, cfg)
                 for maps, points in zip(zip(*proposals), mlvl_points)
             ]
-            results = InstanceData.cat(levels)
-            results_list.append(self._bbox_post_process(results, cfg, rescale, with_nms, img_meta))
+            candidates = InstanceData.cat(levels)
+            results = self._bbox_post_process(candidates, cfg, rescale, with_nms, img_meta)
+            results_list.append(self.vote(results, candidates) if self.vote and with_nms else results)
         return results_list
 
     def _candidates_single(self, maps: list[Tensor], points: Tensor, img_meta: dict, cfg: ConfigDict) -> InstanceData:

@@ -11,6 +11,7 @@ from embedmask_mmdet.models import (
     EmbedMaskBoxesFromMasks,
     EmbedMaskBoxSampling,
     EmbedMaskCertainty,
+    EmbedMaskClassVotes,
     EmbedMaskNMS,
     EmbedMaskScaledBoxFrame,
 )
@@ -38,6 +39,7 @@ def test_parts_are_those_of_the_config():
     assert type(model.mask_head.loss_mask) is DiceCrossEntropyLoss
     assert model.mask_head.box_padding == plus.mask_head.box_padding
     assert (model.mask_head.mask_thr, model.mask_head.resize_prob) == (plus.test_cfg.mask_thr, True)
+    assert type(model.bbox_head.vote) is EmbedMaskClassVotes
     refinements = [EmbedMaskCertainty, EmbedMaskBoxesFromMasks, EmbedMaskNMS]
     assert [type(refine) for refine in model.mask_head.refinements] == refinements
     assert model.mask_head.refinements[1].weight == plus.test_cfg.refine[1].weight
