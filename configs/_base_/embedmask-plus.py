@@ -7,6 +7,7 @@ plus = dict(
         sampling=dict(type='EmbedMaskBoxSampling', num_mask_locations=4),
         # Boxes have a size from the first iteration on.
         initial_distance=2.0,
+        # Masks are placed with boxes, so boxes must learn first.
         loss_bbox=dict(loss_weight=2.0),
         margin_reduce_factor=4,
     ),
@@ -18,7 +19,7 @@ plus = dict(
     test_cfg=dict(
         mask_thr=0.45,
         resize_prob=True,
-        # Locations that see the same object agree on its class, or its score falls.
+        # A score falls if locations that see the same object disagree on its class.
         vote=dict(type='EmbedMaskClassVotes'),
         refine=[
             dict(type='EmbedMaskCertainty'),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from embedmask_mmdet.deployment.operators import NonMaxSuppression
 from embedmask_mmdet.errors import InputError
+from embedmask_mmdet.models.class_votes import pairwise_ious
 
 UNLIMITED = 2**31 - 1
 
@@ -37,15 +38,6 @@ def decay_scores(scores: Tensor, weights: Tensor) -> Tensor:
         kept = weights.index_select(0, best)[0]
         scores = scores * torch.where(waiting > 0, kept, torch.ones_like(kept))
     return scores
-
-
-def overlaps(bboxes: Tensor, offset: int) -> Tensor:
-    """Compute the IoU ``(N, N)`` of boxes ``(N, 4)`` whose sides count `offset` more."""
-    near, far = bboxes[:, :2], bboxes[:, 2:] + offset
-    area = (far - near).prod(1)
-    sides = torch.minimum(far[:, None], far) - torch.maximum(near[:, None], near)
-    shared = sides.clamp(min=0).prod(2)
-    return shared / (area[:, None] + area - shared)
 
 
 class HardNMS:
@@ -87,7 +79,8 @@ class GaussianNMS:
 
     def __call__(self, results: InstanceData, bboxes: Tensor) -> InstanceData:
         """Select detections, by ``bboxes`` ``(N, 4)``, best first, with their new scores."""
-        weights = (-overlaps(bboxes, self.offset).square() / self.sigma).exp()
+        bboxes = bboxes + bboxes.new_tensor([0, 0, self.offset, self.offset])
+        weights = (-pairwise_ious(bboxes, bboxes).square() / self.sigma).exp()
         results.scores = decay_scores(results.scores, weights)
         results = sort_by_score(results)
         # mmcv never removes the best one.

@@ -11,7 +11,8 @@ from torch import Tensor
 def pairwise_ious(bboxes: Tensor, others: Tensor) -> Tensor:
     """Compute the IoU of each of ``N`` boxes with each of ``M`` others: ``(N, 4), (M, 4) -> (N, M)``.
 
-    MMDetection's function has branches in Python, of which an exported graph would keep one.
+    Boxes without extent overlap nothing. MMDetection's function has branches in Python, of which an exported graph
+    would keep one.
     """
     x1, y1, x2, y2 = bboxes[:, :, None].unbind(1)
     other_x1, other_y1, other_x2, other_y2 = others.unbind(1)
