@@ -55,7 +55,7 @@ class EmbedMaskClassVotes:
 
     def __init__(self, weight: float = 0.5) -> None:
         if not 0 <= weight <= 1:
-            raise ValueError(f'weight must be from 0 to 1, got {weight}')
+            raise ValueError(f'EmbedMaskClassVotes.weight must be from 0 to 1, got {weight}')
         self.weight = weight
 
     def __call__(self, results: InstanceData, candidates: InstanceData) -> InstanceData:

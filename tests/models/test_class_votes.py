@@ -58,7 +58,7 @@ def test_overlaps_are_those_of_mmdetection(bboxes, others):
 
 
 def test_weight_out_of_range_is_named():
-    with pytest.raises(ValueError, match='weight must be from 0 to 1, got 2'):
+    with pytest.raises(ValueError, match='EmbedMaskClassVotes.weight must be from 0 to 1, got 2'):
         TASK_UTILS.build(dict(type='EmbedMaskClassVotes', weight=2))
 
 
